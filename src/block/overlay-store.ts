@@ -1,0 +1,21 @@
+/**
+ * Where an overlay keeps its local data. Implemented by the image formats, consumed by the overlay, joined in the
+ * command line. A cluster is an index; `clusterBytes` is its size. The caller holds the cluster's lock during each call.
+ */
+import type { BlockDevice } from "./device.ts";
+
+export interface OverlayStore extends BlockDevice {
+  readonly clusterBytes: number;
+  /** The store's own view of whether it holds the cluster; formats without one (raw) answer `undefined`. */
+  isLocal(cluster: number): boolean | undefined;
+  /** Stores a whole cluster that came from the backing. Not durable before `commit`. */
+  putFetched(cluster: number, from: Uint8Array): Promise<void>;
+  /** Stores guest data inside one cluster, at a byte offset of the device. Not durable before `commit`. */
+  putWritten(offset: number, from: Uint8Array): Promise<void>;
+  /** Makes a whole cluster read as zeroes, locally. Not durable before `commit`. */
+  zero(cluster: number): Promise<void>;
+  /** Makes durable every put and zero that had resolved before the call, data before tables. */
+  commit(): Promise<void>;
+  /** Drops the reference to the backing; afterwards the image stands alone. Durable when resolved. */
+  complete(): Promise<void>;
+}

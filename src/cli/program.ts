@@ -1,0 +1,44 @@
+/** The tree of subcommands. What each does is loaded when it is called. */
+
+import { styleText } from "node:util";
+import { Command, Option } from "@commander-js/extra-typings";
+import type { CommandContext } from "./command-context.ts";
+import { COMMON } from "./common-options.ts";
+import { addDemo } from "./demo.ts";
+import { addDoctor } from "./doctor.ts";
+import { addImage } from "./image.ts";
+import { addKey } from "./key.ts";
+import { addServe } from "./serve.ts";
+import { VERSION } from "./version.ts";
+
+const EXAMPLES = `
+Examples:
+  blockferry serve disk.raw            serve an image, and print the URI to connect to
+  blockferry image map disk.raw        show what is data and what is a hole
+  blockferry demo                      see it work, on this machine
+
+Every long flag can also be set as BLOCKFERRY_<FLAG> (BLOCKFERRY_LOG_LEVEL=info) or in a file (--config FILE).
+A flag on the command line goes before the environment, and that before the file.
+\`blockferry COMMAND --help\` tells the rest; docs/CLI.md has it all.`;
+
+export function buildProgram(context: CommandContext): Command {
+  const program = new Command("blockferry")
+    .description("Serves and moves disk images of virtual machines over NBD.")
+    .optionsGroup(COMMON)
+    .version(VERSION, "-V, --version", "print the version")
+    .addHelpOption(new Option("-h, --help", "print help").helpGroup(COMMON))
+    .helpCommand(false)
+    .exitOverride()
+    // Errors are reported by whoever called: three lines, or JSON.
+    .configureOutput({ outputError: () => {} })
+    .configureHelp({ styleTitle: (title) => styleText("bold", title) })
+    .addHelpText("after", EXAMPLES);
+  program.commandsGroup("Disks:");
+  addServe(program, context);
+  addImage(program, context);
+  program.commandsGroup("Setting up:");
+  addKey(program, context);
+  addDoctor(program, context);
+  addDemo(program, context);
+  return program;
+}

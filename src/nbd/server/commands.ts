@@ -1,0 +1,249 @@
+/**
+ * Carries out the requests of one connection that cannot be answered at once, and sends their outcomes.
+ *
+ * Memory: payloads are held in pooled buffers that the connection's budget account has paid for. Order: requests run
+ * side by side and are answered as they end, which NBD allows; a FLUSH covers what was answered before it, because
+ * devices promise that of `flush`.
+ */
+import { BlockError } from "../../block/error.ts";
+import type { ByteStream } from "../../env/links.ts";
+import {
+  NBD_CMD_BLOCK_STATUS,
+  NBD_CMD_CACHE,
+  NBD_CMD_FLAG_DF,
+  NBD_CMD_FLAG_FAST_ZERO,
+  NBD_CMD_FLAG_FUA,
+  NBD_CMD_FLAG_NO_HOLE,
+  NBD_CMD_FLUSH,
+  NBD_CMD_READ,
+  NBD_CMD_TRIM,
+  NBD_CMD_WRITE_ZEROES,
+} from "../constants.ts";
+import { sendBlockStatus } from "./block-status.ts";
+import type { ConnectionContext, Flow, Negotiated } from "./connection-context.ts";
+import type { DeviceGuard } from "./guard.ts";
+import type { DataPiece, ReplyEncoder } from "./reply.ts";
+import type { ReplyWriter } from "./reply-writer.ts";
+import { copyRequest, type Request } from "./request.ts";
+
+/** Structured reads move in chunks of at most this size. */
+export const PIECE_BYTES = 1024 * 1024;
+/** A read in pieces waits when the client has so much left to take. */
+const UNSENT_BYTES_MAX = 2 * PIECE_BYTES;
+
+export interface CommandSetup {
+  readonly stream: ByteStream;
+  readonly negotiated: Negotiated;
+  readonly context: ConnectionContext;
+  readonly writer: ReplyWriter;
+  readonly encoder: ReplyEncoder;
+  readonly flow: Flow;
+}
+
+export class CommandRunner {
+  readonly #setup: CommandSetup;
+  readonly #guard: DeviceGuard;
+  #inFlight = 0;
+  #blocked = false;
+  #closed = false;
+  #idle: (() => void) | undefined;
+  #drainWaiters: (() => void)[] = [];
+
+  constructor(setup: CommandSetup) {
+    this.#setup = setup;
+    this.#guard = setup.context.guard;
+  }
+
+  get inFlight(): number {
+    return this.#inFlight;
+  }
+
+  get closed(): boolean {
+    return this.#closed;
+  }
+
+  /** Starts a request that carries no payload. `request` is copied. */
+  run(request: Request): void {
+    this.begin();
+    void this.#execute(copyRequest(request));
+  }
+
+  /** Counts a request as under way until `end`. */
+  begin(): void {
+    this.#inFlight++;
+    if (this.#inFlight <= this.#setup.context.limits.inFlightMax || this.#blocked) return;
+    this.#blocked = true;
+    this.#setup.flow.block();
+  }
+
+  /** Answers a request that `begin` counted. */
+  end(request: Request, error: number, message: string): void {
+    this.answer(request, error, message);
+    this.#setup.writer.flush();
+    this.#ended();
+  }
+
+  /** Forgets a request that `begin` counted: its connection ended before it was whole. */
+  abandon(): void {
+    this.#ended();
+  }
+
+  /** Puts the outcome of a request among the replies to be sent. */
+  answer(request: Request, error: number, message: string): void {
+    if (this.#closed) return;
+    const { writer, encoder } = this.#setup;
+    const at = writer.reserveSmall();
+    writer.commitSmall(encoder.putOutcome(writer.buffer, at, request, { error, message }));
+  }
+
+  /** Calls `idle` once no request is under way. */
+  whenIdle(idle: () => void): void {
+    this.#idle = idle;
+    if (this.#inFlight === 0) this.#reportIdle();
+  }
+
+  /** The stream has nothing left to send. */
+  drained(): void {
+    const waiters = this.#drainWaiters;
+    this.#drainWaiters = [];
+    for (const waiter of waiters) waiter();
+  }
+
+  /** Nothing can be answered any more. Requests under way end by themselves. */
+  connectionClosed(): void {
+    this.#closed = true;
+    this.drained();
+  }
+
+  readNow(offset: number, into: Uint8Array): number {
+    return this.#guard.device.readNow(offset, into);
+  }
+
+  writeNow(offset: number, from: Uint8Array): number {
+    this.#guard.checkWritable();
+    return this.#guard.device.writeNow(offset, from);
+  }
+
+  async write(offset: number, from: Uint8Array, fua: boolean): Promise<void> {
+    this.#guard.checkWritable();
+    await this.#guard.device.write(offset, from, { fua });
+  }
+
+  async flush(): Promise<void> {
+    await this.#guard.device.flush();
+  }
+
+  errnoOf(cause: unknown, request: Request): number {
+    return this.#guard.errnoOf(cause, request);
+  }
+
+  async #execute(request: Request): Promise<void> {
+    let error = 0;
+    try {
+      if (await this.#carryOut(request)) {
+        this.#ended();
+        return;
+      }
+    } catch (cause) {
+      error = this.#guard.errnoOf(cause, request);
+    }
+    this.end(request, error, error === 0 ? "" : "the operation failed on the device");
+  }
+
+  /** Resolves to true when the reply has been sent already. */
+  async #carryOut(request: Request): Promise<boolean> {
+    const { device } = this.#guard;
+    const { command, offset, length, flags } = request;
+    const fua = (flags & NBD_CMD_FLAG_FUA) !== 0;
+    switch (command) {
+      case NBD_CMD_READ:
+        return this.#read(request);
+      case NBD_CMD_BLOCK_STATUS:
+        return sendBlockStatus(this.#setup, request);
+      case NBD_CMD_FLUSH:
+        await device.flush();
+        return false;
+      case NBD_CMD_CACHE:
+        await device.cache(offset, length);
+        return false;
+      case NBD_CMD_TRIM:
+        this.#guard.checkWritable();
+        await device.discard(offset, length, { fua });
+        return false;
+      case NBD_CMD_WRITE_ZEROES:
+        this.#guard.checkWritable();
+        await device.writeZeroes(offset, length, {
+          fua,
+          noHole: (flags & NBD_CMD_FLAG_NO_HOLE) !== 0,
+          fastOnly: (flags & NBD_CMD_FLAG_FAST_ZERO) !== 0,
+        });
+        return false;
+      default:
+        throw new BlockError("invalid", `command ${command} is not known`);
+    }
+  }
+
+  async #read(request: Request): Promise<boolean> {
+    const { dialect } = this.#setup.encoder;
+    if (request.length === 0) return false;
+    const whole = dialect === "simple" || (request.flags & NBD_CMD_FLAG_DF) !== 0;
+    if (whole && dialect !== "simple" && request.length > PIECE_BYTES) {
+      throw new BlockError("too-big", "the read is too long to be answered in one piece");
+    }
+    const pieceMax = whole ? request.length : PIECE_BYTES;
+    const end = request.offset + request.length;
+    for (let offset = request.offset; offset < end && !this.#closed; offset += pieceMax) {
+      const length = Math.min(pieceMax, end - offset);
+      await this.#readPiece(request, { offset, length, done: offset + length === end });
+      await this.#roomToSend();
+    }
+    return true;
+  }
+
+  async #readPiece(request: Request, piece: DataPiece): Promise<void> {
+    const { context, encoder, stream } = this.#setup;
+    const headerBytes = encoder.dataHeaderBytes;
+    const total = headerBytes + piece.length;
+    await context.account.take(total);
+    const buffer = context.pool.take(total);
+    const release = (): void => {
+      context.pool.give(buffer);
+      context.account.giveBack(total);
+    };
+    try {
+      const into = buffer.subarray(headerBytes, total);
+      const { device } = this.#guard;
+      if (device.readNow(piece.offset, into) < 0) await device.read(piece.offset, into);
+    } catch (cause) {
+      release();
+      throw cause;
+    }
+    if (this.#closed) {
+      release();
+      return;
+    }
+    encoder.putDataHeader(buffer, 0, request, piece);
+    stream.write(buffer.subarray(0, total), release);
+  }
+
+  #roomToSend(): Promise<void> | undefined {
+    if (this.#closed || this.#setup.stream.pendingBytes <= UNSENT_BYTES_MAX) return undefined;
+    return new Promise((resume) => {
+      this.#drainWaiters.push(resume);
+    });
+  }
+
+  #ended(): void {
+    this.#inFlight--;
+    if (this.#inFlight === 0) this.#reportIdle();
+    if (!this.#blocked || this.#inFlight > this.#setup.context.limits.inFlightMax) return;
+    this.#blocked = false;
+    this.#setup.flow.unblock();
+  }
+
+  #reportIdle(): void {
+    const idle = this.#idle;
+    this.#idle = undefined;
+    idle?.();
+  }
+}

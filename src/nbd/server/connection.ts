@@ -1,0 +1,187 @@
+/**
+ * One client, from the accepted stream to its end: handshake (perhaps twice, when TLS comes between), then transmission.
+ *
+ *   handshake → transmission → closed
+ *   handshake → tls → handshake → transmission → closed        (any state → closed)
+ */
+import type { Clock, Timer } from "../../env/clock.ts";
+import type { ByteStream } from "../../env/links.ts";
+import type { TlsServer } from "../../env/tls.ts";
+import type { BufferPool } from "../../util/buffer-pool.ts";
+import type { BudgetAccount, PayloadBudget } from "../../util/payload-budget.ts";
+import { NbdProtocolError } from "../error.ts";
+import type { Negotiated } from "./connection-context.ts";
+import type { NbdExport } from "./export.ts";
+import type { DeviceGuard } from "./guard.ts";
+import { ServerHandshake } from "./handshake.ts";
+import type { ServerLimits } from "./limits.ts";
+import type { ServerLog } from "./server-log.ts";
+import { Transmission } from "./transmission.ts";
+
+/** What every connection of a server shares. */
+export interface ServerShared {
+  readonly clock: Clock;
+  readonly exports: readonly NbdExport[];
+  readonly tls: { readonly mode: "on" | "require"; readonly server: TlsServer } | undefined;
+  readonly limits: ServerLimits;
+  readonly log: ServerLog;
+  readonly pool: BufferPool;
+  readonly budget: PayloadBudget;
+  guardOf(exported: NbdExport): DeviceGuard;
+}
+
+export type ConnectionState = "handshake" | "tls" | "transmission" | "closed";
+
+const NEXT: Readonly<Record<ConnectionState, readonly ConnectionState[]>> = {
+  handshake: ["tls", "transmission", "closed"],
+  tls: ["handshake", "closed"],
+  transmission: ["closed"],
+  closed: [],
+};
+
+export class Connection {
+  readonly #shared: ServerShared;
+  readonly #account: BudgetAccount;
+  readonly #onStateChange: (connection: Connection) => void;
+  #state: ConnectionState = "handshake";
+  #stream: ByteStream;
+  #transmission: Transmission | undefined;
+  #deadline: Timer | undefined;
+  #unsentBytes = 0;
+  #unsentSinceMs = 0;
+
+  constructor(stream: ByteStream, shared: ServerShared, onStateChange: (connection: Connection) => void) {
+    this.#shared = shared;
+    this.#stream = stream;
+    this.#onStateChange = onStateChange;
+    this.#account = shared.budget.openAccount();
+    this.#deadline = shared.clock.setTimer(shared.limits.handshakeTimeoutMs, () => this.#handshakeTooLong());
+    this.#beginHandshake();
+  }
+
+  get state(): ConnectionState {
+    return this.#state;
+  }
+
+  get peer(): string {
+    return this.#stream.peer;
+  }
+
+  /** Takes no more requests, answers those under way, closes. */
+  finish(): void {
+    if (this.#transmission !== undefined) this.#transmission.finish();
+    else this.#stream.destroy();
+  }
+
+  /** Closes at once, whatever is under way. */
+  destroy(why: string): void {
+    if (this.#state === "closed") return;
+    this.#shared.log.warn("closing a connection", { peer: this.peer, why });
+    this.#stream.destroy();
+    this.#closed();
+  }
+
+  /** True when the client has taken nothing of what waits for it for `periodMs`. To be asked at intervals. */
+  isStalled(periodMs: number): boolean {
+    const now = this.#shared.clock.nowMs();
+    const unsent = this.#stream.pendingBytes;
+    if (unsent === 0 || unsent !== this.#unsentBytes) {
+      this.#unsentBytes = unsent;
+      this.#unsentSinceMs = now;
+      return false;
+    }
+    return now - this.#unsentSinceMs >= periodMs;
+  }
+
+  #advance(to: ConnectionState): void {
+    if (!NEXT[this.#state].includes(to)) throw new Error(`a connection cannot go from ${this.#state} to ${to}`);
+    this.#state = to;
+    this.#onStateChange(this);
+  }
+
+  #beginHandshake(resumed?: { noZeroes: boolean; optionsSeen: number }): void {
+    const { exports, tls, limits } = this.#shared;
+    const handshake: ServerHandshake = new ServerHandshake(
+      this.#stream,
+      { exports, tls: tls?.mode ?? "off", limits },
+      {
+        go: (negotiated, rest) => this.#beginTransmission(negotiated, rest),
+        startTls: () => void this.#startTls(handshake.carriedOver),
+        left: () => this.#leave(),
+        failed: (error) => this.#fail(error),
+      },
+      resumed,
+    );
+    this.#stream.attach(handshake);
+  }
+
+  async #startTls(carriedOver: { noZeroes: boolean; optionsSeen: number }): Promise<void> {
+    const { tls, log } = this.#shared;
+    if (tls === undefined) throw new Error("STARTTLS was accepted without credentials");
+    this.#advance("tls");
+    try {
+      const secured = await tls.server.accept(this.#stream);
+      if (this.state === "closed") {
+        secured.destroy();
+        return;
+      }
+      this.#stream = secured;
+    } catch (cause) {
+      log.warn("a TLS handshake failed", { peer: this.peer, why: (cause as Error).message });
+      this.#closed();
+      return;
+    }
+    this.#advance("handshake");
+    this.#beginHandshake(carriedOver);
+  }
+
+  #beginTransmission(negotiated: Negotiated, rest: Buffer): void {
+    const { limits, pool, log } = this.#shared;
+    this.#deadline?.cancel();
+    this.#advance("transmission");
+    log.debug("a client opened an export", { peer: this.peer, export: negotiated.exported.name });
+    const transmission = new Transmission(this.#stream, negotiated, {
+      limits,
+      pool,
+      account: this.#account,
+      guard: this.#shared.guardOf(negotiated.exported),
+      protocolError: (error) => this.#fail(error),
+    });
+    this.#transmission = transmission;
+    this.#stream.attach({
+      onBytes: (bytes) => transmission.onBytes(bytes),
+      onEnd: () => transmission.onEnd(),
+      onDrain: () => transmission.onDrain(),
+      onClose: (error) => {
+        transmission.onClose();
+        if (error !== undefined) log.debug("a connection was lost", { peer: this.peer, why: error.message });
+        this.#closed();
+      },
+    });
+    if (rest.length > 0) transmission.onBytes(rest);
+  }
+
+  #leave(): void {
+    this.#stream.end();
+    this.#closed();
+  }
+
+  #fail(error: NbdProtocolError): void {
+    if (this.#state === "closed") return;
+    this.#shared.log.warn("a client broke the protocol", { peer: this.peer, why: error.message });
+    this.#stream.destroy();
+    this.#closed();
+  }
+
+  #handshakeTooLong(): void {
+    if (this.#state !== "handshake" && this.#state !== "tls") return;
+    this.#fail(new NbdProtocolError(`the handshake took longer than ${this.#shared.limits.handshakeTimeoutMs} ms`));
+  }
+
+  #closed(): void {
+    if (this.#state === "closed") return;
+    this.#deadline?.cancel();
+    this.#account.close();
+    this.#advance("closed");
+  }
+}

@@ -1,0 +1,208 @@
+/**
+ * The handshake of one connection: greeting, client flags, options, until GO (or EXPORT_NAME), an end, or STARTTLS.
+ * The answers are made in `options.ts`; here bytes are cut into options, limits are kept, and options that are too long
+ * are swallowed without being stored.
+ *
+ * Server greeting: u64 "NBDMAGIC", u64 "IHAVEOPT", u16 handshake flags. Client: u32 flags, then options.
+ */
+import type { ByteSink, ByteStream } from "../../env/links.ts";
+import {
+  NBD_FLAG_C_FIXED_NEWSTYLE,
+  NBD_FLAG_C_NO_ZEROES,
+  NBD_FLAG_FIXED_NEWSTYLE,
+  NBD_FLAG_NO_ZEROES,
+  NBD_MAGIC_HIGH,
+  NBD_MAGIC_LOW,
+  NBD_OPT_EXPORT_NAME,
+  NBD_OPTS_MAGIC_HIGH,
+  NBD_OPTS_MAGIC_LOW,
+  NBD_REP_ERR_TOO_BIG,
+  OPTION_BYTES,
+} from "../constants.ts";
+import { NbdProtocolError } from "../error.ts";
+import type { Negotiated } from "./connection-context.ts";
+import type { NbdExport } from "./export.ts";
+import { OPTIONS_PER_EXPORT, type ServerLimits } from "./limits.ts";
+import { optionReply } from "./option.ts";
+import { answerOption, type NextStep, newOptionState, type OptionState } from "./options.ts";
+
+export interface HandshakeRules {
+  readonly exports: readonly NbdExport[];
+  readonly tls: "off" | "on" | "require";
+  readonly limits: ServerLimits;
+}
+
+/** How a handshake ends. Exactly one of these is called, once. */
+export interface HandshakeEnd {
+  /** `rest` are bytes that the client has sent past its last option. */
+  go(negotiated: Negotiated, rest: Buffer): void;
+  startTls(): void;
+  /** The client asked to end, or left. */
+  left(): void;
+  failed(error: NbdProtocolError): void;
+}
+
+const CLIENT_FLAGS_BYTES = 4;
+const NO_BYTES = Buffer.alloc(0);
+
+export class ServerHandshake implements ByteSink {
+  readonly #stream: ByteStream;
+  readonly #rules: HandshakeRules;
+  readonly #end: HandshakeEnd;
+  #state: OptionState;
+  #pending: Buffer = NO_BYTES;
+  #phase: "flags" | "options" | "over";
+  #noZeroes = false;
+  #optionsSeen = 0;
+  /** An option that is too long: how much of it is still to be swallowed. */
+  #swallow: { option: number; bytes: number } | undefined;
+
+  /** `secure`: the stream is the TLS one, and flags were exchanged before; `noZeroes` is what they said. */
+  constructor(
+    stream: ByteStream,
+    rules: HandshakeRules,
+    end: HandshakeEnd,
+    resumed?: { noZeroes: boolean; optionsSeen: number },
+  ) {
+    this.#stream = stream;
+    this.#rules = rules;
+    this.#end = end;
+    this.#state = newOptionState(resumed !== undefined);
+    this.#phase = resumed === undefined ? "flags" : "options";
+    this.#noZeroes = resumed?.noZeroes ?? false;
+    this.#optionsSeen = resumed?.optionsSeen ?? 0;
+    if (resumed === undefined) stream.write(greeting());
+  }
+
+  /** What the handshake after STARTTLS has to know of this one. */
+  get carriedOver(): { noZeroes: boolean; optionsSeen: number } {
+    return { noZeroes: this.#noZeroes, optionsSeen: this.#optionsSeen };
+  }
+
+  onBytes(bytes: Uint8Array): void {
+    if (this.#phase === "over") return;
+    this.#pending = Buffer.concat([this.#pending, bytes]);
+    while (this.#step()) {
+      // One option after the other, as long as they are whole.
+    }
+  }
+
+  onEnd(): void {
+    if (this.#phase === "over") return;
+    this.#phase = "over";
+    this.#end.left();
+  }
+
+  onClose(): void {
+    this.onEnd();
+  }
+
+  onDrain(): void {
+    // Replies are small and bounded by the number of options.
+  }
+
+  /** Takes what is whole at the front of `#pending`; false when more bytes are needed or the handshake is over. */
+  #step(): boolean {
+    if (this.#phase === "flags") return this.#takeFlags();
+    if (this.#phase === "over") return false;
+    return this.#swallow === undefined ? this.#takeOption() : this.#swallowData(this.#swallow);
+  }
+
+  #takeFlags(): boolean {
+    if (this.#pending.length < CLIENT_FLAGS_BYTES) return false;
+    const flags = this.#pending.readUInt32BE(0);
+    this.#pending = this.#pending.subarray(CLIENT_FLAGS_BYTES);
+    if ((flags & ~(NBD_FLAG_C_FIXED_NEWSTYLE | NBD_FLAG_C_NO_ZEROES)) !== 0) {
+      return this.#fail("the client set a handshake flag that does not exist");
+    }
+    this.#noZeroes = (flags & NBD_FLAG_C_NO_ZEROES) !== 0;
+    this.#phase = "options";
+    return true;
+  }
+
+  #takeOption(): boolean {
+    if (this.#pending.length < OPTION_BYTES) return false;
+    if (this.#pending.readUInt32BE(0) !== NBD_OPTS_MAGIC_HIGH || this.#pending.readUInt32BE(4) !== NBD_OPTS_MAGIC_LOW) {
+      return this.#fail("an option did not begin with the magic number");
+    }
+    const option = this.#pending.readUInt32BE(8);
+    const length = this.#pending.readUInt32BE(12);
+    const { limits, exports } = this.#rules;
+    if (this.#optionsSeen >= limits.optionsMax + OPTIONS_PER_EXPORT * exports.length) {
+      return this.#fail("the client sent too many options");
+    }
+    if (length > limits.optionBytesMax) return this.#beginSwallow(option, length);
+    if (this.#pending.length < OPTION_BYTES + length) return false;
+    const data = this.#pending.subarray(OPTION_BYTES, OPTION_BYTES + length);
+    this.#pending = this.#pending.subarray(OPTION_BYTES + length);
+    this.#optionsSeen++;
+    const outcome = answerOption(option, data, this.#state, {
+      exports,
+      tls: this.#rules.tls,
+      requestBytesMax: limits.requestBytesMax,
+      noZeroes: this.#noZeroes,
+    });
+    if (outcome.replies.length > 0) this.#stream.write(Buffer.concat(outcome.replies));
+    return this.#follow(outcome.next);
+  }
+
+  #beginSwallow(option: number, length: number): boolean {
+    if (option === NBD_OPT_EXPORT_NAME) return this.#fail("EXPORT_NAME with a name that is too long");
+    this.#optionsSeen++;
+    this.#pending = this.#pending.subarray(OPTION_BYTES);
+    this.#swallow = { option, bytes: length };
+    return true;
+  }
+
+  #swallowData(swallow: { option: number; bytes: number }): boolean {
+    const taken = Math.min(swallow.bytes, this.#pending.length);
+    this.#pending = this.#pending.subarray(taken);
+    swallow.bytes -= taken;
+    if (swallow.bytes > 0) return false;
+    this.#swallow = undefined;
+    this.#stream.write(optionReply(swallow.option, NBD_REP_ERR_TOO_BIG, "the option is too long"));
+    return true;
+  }
+
+  #follow(next: NextStep): boolean {
+    if (next.kind === "continue") return true;
+    this.#phase = "over";
+    const rest = this.#pending;
+    this.#pending = NO_BYTES;
+    switch (next.kind) {
+      case "start-tls":
+        // Bytes past STARTTLS came before the keys: they may be anybody's.
+        if (rest.length > 0) this.#end.failed(new NbdProtocolError("the client sent bytes between STARTTLS and TLS"));
+        else this.#end.startTls();
+        return false;
+      case "go": {
+        const { structured, extended } = this.#state;
+        this.#end.go({ exported: next.exported, contexts: next.contexts, structured, extended }, rest);
+        return false;
+      }
+      case "abort":
+        this.#end.left();
+        return false;
+      case "drop":
+        this.#end.failed(new NbdProtocolError(next.why));
+        return false;
+    }
+  }
+
+  #fail(why: string): boolean {
+    this.#phase = "over";
+    this.#pending = NO_BYTES;
+    this.#end.failed(new NbdProtocolError(why));
+    return false;
+  }
+}
+
+function greeting(): Buffer {
+  const bytes = Buffer.alloc(18);
+  bytes.writeUInt32BE(NBD_MAGIC_HIGH, 0);
+  bytes.writeUInt32BE(NBD_MAGIC_LOW, 4);
+  bytes.writeUInt32BE(NBD_OPTS_MAGIC_HIGH, 8);
+  bytes.writeUInt32BE(NBD_OPTS_MAGIC_LOW, 12);
+  bytes.writeUInt16BE(NBD_FLAG_FIXED_NEWSTYLE | NBD_FLAG_NO_ZEROES, 16);
+  return bytes;
+}

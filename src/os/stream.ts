@@ -1,0 +1,178 @@
+/**
+ * `ByteStream` over a Node socket (TCP, unix or TLS).
+ *
+ * Receiving: every plain socket reads into one static buffer, shared by all sockets of the process: libuv fills it and
+ * calls us before it reads from any other socket, and a sink may not keep the bytes. 2 GiB over loopback take 0.24 CPU
+ * seconds so, against 0.59 with `data` events. Node offers that (`onread`) only when a socket is constructed, hence
+ * `adoptAccepted` for accepted ones. TLS sockets deliver `data` events.
+ *
+ * Sending: Node tries `write(2)` at once. `writableLength` is zero after a write that the kernel took whole, long before
+ * the write's callback runs; `release` is called then, so that a caller can go on with the same buffer.
+ */
+import { Socket } from "node:net";
+import type { TLSSocket } from "node:tls";
+import type { ByteSink, ByteStream } from "../env/links.ts";
+
+/** Fits the level-two cache together with a reply buffer; larger ones were not faster. */
+const RECEIVE_BUFFER_BYTES = 256 * 1024;
+const receiveBuffer = Buffer.allocUnsafeSlow(RECEIVE_BUFFER_BYTES);
+const KEEP_ALIVE_AFTER_MS = 60_000;
+
+/** What Node does not declare: the libuv handle below a socket. */
+interface SocketWithHandle {
+  _handle: unknown;
+}
+
+export class SocketStream implements ByteStream {
+  readonly peer: string;
+  readonly #socket: Socket;
+  #sink: ByteSink | undefined;
+  /** One entry per write, in order; undefined when it was released during the call. */
+  #releases: ((() => void) | undefined)[] = [];
+  #mustDrain = false;
+  #error: Error | undefined;
+  #ended = false;
+  #closed = false;
+  #wantsPause = false;
+  readonly #onWritten = (): void => this.#settleWrite();
+
+  /** For sockets made elsewhere (TLS); they deliver `data` events. */
+  static overDataEvents(socket: Socket | TLSSocket, peer: string): SocketStream {
+    const stream = new SocketStream(socket, peer);
+    socket.on("data", (bytes: Buffer) => stream.received(bytes));
+    return stream;
+  }
+
+  /** @internal Use `overDataEvents`, `adoptAccepted` or `dial`. */
+  constructor(socket: Socket, peer: string) {
+    this.#socket = socket;
+    this.peer = peer;
+    socket.setNoDelay(true);
+    socket.setKeepAlive(true, KEEP_ALIVE_AFTER_MS);
+    socket.pause();
+    socket.on("end", this.#onEnd);
+    socket.on("error", this.#onError);
+    socket.on("close", this.#onClose);
+  }
+
+  get pendingBytes(): number {
+    return this.#socket.writableLength;
+  }
+
+  attach(sink: ByteSink): void {
+    this.#sink = sink;
+    if (this.#closed) {
+      sink.onClose(this.#error);
+      return;
+    }
+    if (!this.#wantsPause) this.#socket.resume();
+  }
+
+  write(bytes: Uint8Array, release?: () => void): void {
+    const socket = this.#socket;
+    socket.write(bytes, this.#onWritten);
+    if (socket.writableLength === 0) {
+      this.#releases.push(undefined);
+      release?.();
+    } else {
+      this.#releases.push(release);
+      this.#mustDrain = true;
+    }
+  }
+
+  pause(): void {
+    this.#wantsPause = true;
+    this.#socket.pause();
+  }
+
+  resume(): void {
+    this.#wantsPause = false;
+    if (this.#sink !== undefined) this.#socket.resume();
+  }
+
+  end(): void {
+    this.#socket.end();
+  }
+
+  destroy(error?: Error): void {
+    this.#error ??= error;
+    this.#socket.destroy();
+  }
+
+  /** Gives the socket up, paused and without our listeners, to whoever continues on it (TLS). */
+  detachSocket(): Socket {
+    const socket = this.#socket;
+    socket.pause();
+    socket.off("end", this.#onEnd);
+    socket.off("error", this.#onError);
+    socket.off("close", this.#onClose);
+    this.#sink = undefined;
+    return socket;
+  }
+
+  /** @internal Bytes have arrived in the receive buffer. Returns false to make Node stop reading. */
+  received(bytes: Uint8Array): boolean {
+    this.#sink?.onBytes(bytes);
+    return !this.#wantsPause;
+  }
+
+  #settleWrite(): void {
+    this.#releases.shift()?.();
+    if (this.#mustDrain && this.#socket.writableLength === 0) {
+      this.#mustDrain = false;
+      if (!this.#closed) this.#sink?.onDrain();
+    }
+  }
+
+  readonly #onEnd = (): void => {
+    if (this.#ended) return;
+    this.#ended = true;
+    this.#sink?.onEnd();
+  };
+
+  readonly #onError = (error: Error): void => {
+    this.#error ??= error;
+  };
+
+  readonly #onClose = (): void => {
+    this.#closed = true;
+    this.#sink?.onClose(this.#error);
+  };
+}
+
+/** The `onread` option that makes a socket read into the static buffer; `bind` tells it where the bytes go. */
+export function staticReceive(): { onread: OnRead; bind(stream: SocketStream): void } {
+  let target: SocketStream | undefined;
+  const onread: OnRead = {
+    buffer: receiveBuffer,
+    callback: (bytesRead) => target?.received(receiveBuffer.subarray(0, bytesRead)) ?? true,
+  };
+  return {
+    onread,
+    bind: (stream) => {
+      target = stream;
+    },
+  };
+}
+
+export interface OnRead {
+  buffer: Uint8Array;
+  callback(bytesRead: number, buffer: Uint8Array): boolean;
+}
+
+/**
+ * Makes a stream with a static receive buffer of a socket that a server with `pauseOnConnect` has just accepted: its
+ * handle moves to a new socket, the old object is left empty.
+ */
+export function adoptAccepted(accepted: Socket, peer: string): SocketStream {
+  const shell = accepted as unknown as SocketWithHandle;
+  const handle = shell._handle;
+  shell._handle = null;
+  const receive = staticReceive();
+  const socket = new Socket({ handle, allowHalfOpen: true, onread: receive.onread } as ConstructorParameters<
+    typeof Socket
+  >[0]);
+  const stream = new SocketStream(socket, peer);
+  receive.bind(stream);
+  return stream;
+}

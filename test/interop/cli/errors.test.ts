@@ -1,0 +1,162 @@
+/** Bad input, as a user gets to see it: an exit code, and three lines. */
+import { chmodSync, mkdirSync, symlinkSync, truncateSync, writeFileSync } from "node:fs";
+import { afterAll, describe, expect, test } from "vitest";
+import { blockferry, expectError, makeFolder, makeImage, start } from "./harness.ts";
+
+const folder = makeFolder();
+afterAll(() => folder[Symbol.dispose]());
+const image = makeImage(folder);
+const files = { cwd: folder.path };
+writeFileSync(folder.at("empty.raw"), "");
+mkdirSync(folder.at("directory"));
+symlinkSync("nowhere", folder.at("dangling"));
+writeFileSync(folder.at("bad.toml"), "[serve]\nprot = 1\n");
+writeFileSync(folder.at("open.psk"), `a:${"ab".repeat(16)}\n`, { mode: 0o644 });
+writeFileSync(folder.at("not-a-socket"), "x");
+
+describe("bad command lines", () => {
+  test.each([
+    [["serve"], /missing required argument 'image'/],
+    [["serve", "a", "b"], /too many arguments/],
+    [["serve", "--prot", "1", "disk.raw"], /unknown option '--prot'[\s\S]*--port/],
+    [["serve", "-p", "70000", "disk.raw"], /a port is a whole number/i],
+    [["serve", "-p"], /argument missing/],
+    [["serve", "--tls=maybe", "disk.raw"], /off, on, require/],
+    [["serve", "-U", "s", "-p", "1", "disk.raw"], /--unix and --port exclude each other/],
+    [["serve", "--fork", "--run", "true", "disk.raw"], /--fork and --run exclude/],
+    [["serve", "--tls=require", "disk.raw"], /there are no credentials/],
+    [["serve", "-i", "0.0.0.0", "disk.raw"], /without TLS/],
+    [["serve", ""], /IMAGE is empty/],
+    [["serve", "--format", "vdi", "disk.raw"], /no image format called "vdi"/],
+    [["srve"], /unknown command 'srve'[\s\S]*serve/],
+    [["image", "info"], /missing required argument/],
+    [["image", "map", "-s", "1x", "disk.raw"], /size/i],
+    [["key", "--name", "a/b", "k"], /--name/],
+    [["demo", "--size", "1000"], /multiple of 1 MiB/],
+  ])("%j", (args, text) => {
+    expectError(blockferry(args, files), 64, text);
+  });
+
+  test("a word that is no command, or none at all, ends with 64", () => {
+    const { code, stderr } = blockferry([]);
+    expect(code).toBe(64);
+    expect(stderr).toContain("Usage: blockferry");
+  });
+});
+
+describe("images that cannot be served", () => {
+  test.each([
+    ["missing.raw", 74, /there is no such file/],
+    ["directory", 74, /it is a directory/],
+    ["dangling", 74, /there is no such file/],
+    ["/dev/null", 74, /neither a regular file nor a block device/],
+    ["empty.raw", 74, /0 bytes long/],
+    ["disk.raw/x", 74, /no such file/],
+  ])("%s", (name, code, text) => {
+    expectError(blockferry(["serve", "-U", "-", name], files), code, text);
+  });
+
+  test.skipIf(process.getuid?.() === 0)("one that we may not read", () => {
+    const path = makeImage(folder, "secret.raw");
+    chmodSync(path, 0o000);
+    expectError(blockferry(["serve", "-U", "-", path]), 74, /permission denied/);
+  });
+
+  test("one that another server has open: try again", async () => {
+    await using first = start(["serve", "-U", "-", image]);
+    await first.ready();
+    expectError(blockferry(["serve", "-U", "-", image]), 75, /has it locked/);
+    expectError(blockferry(["serve", "-U", "-", "-r", image]), 75, /has it locked/);
+  });
+
+  test("two readers get along", async () => {
+    await using first = start(["serve", "-r", "-U", "-", image]);
+    await first.ready();
+    expect(blockferry(["serve", "-r", "--run", "exit 5", image]).code).toBe(5);
+  });
+});
+
+describe("places to listen that cannot be had", () => {
+  test("an address that is in use: try again", async () => {
+    await using first = start(["serve", "-r", "-U", folder.at("s"), image]);
+    await first.ready();
+    expectError(blockferry(["serve", "-r", "-U", "s", "disk.raw"], files), 75, /another process is listening/);
+    await using tcp = start(["serve", "-r", "-p", "0", image]);
+    const port = new URL((await tcp.ready()).replace("nbd:", "http:")).port;
+    expectError(blockferry(["serve", "-r", "-p", port, image]), 75, /address already in use/);
+  });
+
+  test.each([
+    [["-U", "not-a-socket"], /not a socket/],
+    [["-U", "no/such/folder/s"], /there is no folder/],
+    [["-U", `/${"s".repeat(120)}`], /107 bytes/],
+    [["-i", "192.0.2.1", "--insecure"], /EADDRNOTAVAIL/],
+    [["-i", "no.such.host.invalid", "--insecure"], /ENOTFOUND|EAI_AGAIN/],
+  ])("%j", (args, text) => {
+    const { code, stderr } = blockferry(["serve", ...args, "disk.raw"], files);
+    expect(stderr).toMatch(text);
+    expect([64, 78]).toContain(code);
+  });
+});
+
+describe("configuration and credentials", () => {
+  test.each([
+    [["--config", "bad.toml"], {}, /key prot/],
+    [["--config", "missing.toml"], {}, /ENOENT/],
+    [[], { BLOCKFERRY_CONFIG: "missing.toml" }, /missing\.toml/],
+    [["--tls-psk", "missing.psk"], {}, /it is not there/],
+    [["--tls-psk", "open.psk"], {}, /everybody has access[\s\S]*chmod 600/],
+    [["--tls-certificates", "directory"], {}, /server-cert\.pem/],
+  ])("%j %j", (args, env, text) => {
+    expectError(blockferry(["serve", ...args, "disk.raw"], { ...files, env }), 78, text);
+  });
+
+  test.each([
+    [{ BLOCKFERRY_PORT: "x" }, /BLOCKFERRY_PORT[\s\S]*"x" is not allowed/],
+    [{ BLOCKFERRY_READ_ONLY: "perhaps" }, /BLOCKFERRY_READ_ONLY/],
+    [{ BLOCKFERRY_UNIX: "a", BLOCKFERRY_SOCKET: "b" }, /BLOCKFERRY_UNIX and BLOCKFERRY_SOCKET exclude/],
+  ])("a setting that makes no sense is named: %j", (env, text) => {
+    expectError(blockferry(["serve", "disk.raw"], { ...files, env }), 64, text);
+  });
+
+  test("a key is never written over", () => {
+    expect(blockferry(["key", "new.psk"], files).code).toBe(0);
+    expectError(blockferry(["key", "new.psk"], files), 74, /there already/);
+    expectError(blockferry(["key", "no/such/new.psk"], files), 74, /ENOENT/);
+  });
+});
+
+describe("errors for programs", () => {
+  test.each([
+    [["serve", "--json", "missing.raw"], {}, 74, "not-found"],
+    [["serve", "missing.raw"], { BLOCKFERRY_JSON: "1" }, 74, "not-found"],
+    [["serve", "--json", "--prot"], {}, 64, "usage"],
+    [["image", "info", "--json", "directory"], {}, 74, "not-an-image"],
+  ])("%j %j", (args, env, code, word) => {
+    const outcome = blockferry(args, { ...files, env });
+    expect(outcome.code).toBe(code);
+    expect(JSON.parse(outcome.stderr)).toEqual({ code: word, message: expect.any(String), hint: expect.any(String) });
+  });
+});
+
+test("a name with control characters in it reaches the terminal written out", () => {
+  const { stderr } = blockferry(["image", "info", "\u001b]0;x\u0007\u009b.raw"]);
+  expect(stderr).toContain("\\u001b]0;x\\u0007\\u009b.raw");
+  // biome-ignore lint/suspicious/noControlCharactersInRegex: the absence of control characters is the point
+  expect(stderr).not.toMatch(/[\u0000-\u0009\u000b-\u001f\u007f-\u009f]/);
+});
+
+test("a broken pipe on standard output is no failure", async () => {
+  const path = makeImage(folder, "pieces.raw");
+  const pieces = 4096;
+  truncateSync(path, 0);
+  const bytes = Buffer.alloc(4096, "piece ");
+  const { openSync, writeSync, closeSync } = await import("node:fs");
+  const fd = openSync(path, "r+");
+  for (let i = 0; i < pieces; i++) writeSync(fd, bytes, 0, bytes.length, i * 16_384);
+  closeSync(fd);
+  await using mapping = start(["image", "map", "--json", path]);
+  await mapping.ready();
+  mapping.child.stdout?.destroy();
+  expect(await mapping.ended).toMatchObject({ code: 0, stderr: "" });
+});

@@ -1,0 +1,28 @@
+import { randomBytes } from "node:crypto";
+import { defineConfig } from "vitest/config";
+import { SuiteReporter } from "./test/support/reporter.ts";
+
+// CI's machines are slow and shared: there, only a hang should reach the limit.
+const inCi = Boolean(process.env["CI"]);
+const testTimeout = inCi ? 120_000 : 30_000;
+
+// Every run draws its randomness from one seed, which the reporter prints. BLOCKFERRY_SEED repeats a run.
+const seed = process.env["BLOCKFERRY_SEED"] ?? String(randomBytes(4).readUInt32LE());
+
+const suite = (name: string) => ({
+  extends: true as const,
+  test: { name, include: [`test/${name}/**/*.test.ts`] },
+});
+
+export default defineConfig({
+  test: {
+    projects: ["unit", "sim", "interop", "faults", "guest"].map(suite),
+    reporters: ["default", new SuiteReporter(seed)],
+    env: { BLOCKFERRY_SEED: seed },
+    pool: "forks",
+    maxWorkers: 2,
+    testTimeout,
+    hookTimeout: testTimeout,
+    coverage: { provider: "v8", include: ["src/**/*.ts"], reporter: ["text-summary", "html"] },
+  },
+});
