@@ -1,12 +1,15 @@
 /** The program. Its first import listens to signals; all the rest waits until the command line says what is needed. */
 import "./early-signals.ts";
+import { renderError, toCliError } from "./cli-error.ts";
 import { runCommandLine } from "./command-line.ts";
+import { EXIT_FAILURE } from "./exit-codes.ts";
 
-runCommandLine(process.argv.slice(2)).then(
-  (exitCode) => process.exit(exitCode),
-  (error: unknown) => {
-    // Not even the error could be reported.
-    console.error(error);
-    process.exit(1);
-  },
-);
+/** Nobody caught it, so nobody knows what state we are in: say so, and end. Clients see the connection break. */
+function giveUp(error: unknown): never {
+  process.stderr.write(renderError(toCliError(error), false));
+  process.exit(EXIT_FAILURE);
+}
+
+process.on("uncaughtException", giveUp);
+process.on("unhandledRejection", giveUp);
+runCommandLine(process.argv.slice(2)).then((exitCode) => process.exit(exitCode), giveUp);

@@ -82,7 +82,7 @@ async function useDisk(options: DemoOptions, disk: SampleDisk, copy: string): Pr
   const verified = "all found in the image file";
   return [
     read,
-    { step: "write, flush, stop", by: "blockferry", bytes: blocks.length * BLOCK_BYTES, milliseconds, verified },
+    { step: "write and flush", by: "blockferry", bytes: blocks.length * BLOCK_BYTES, milliseconds, verified },
   ];
 }
 

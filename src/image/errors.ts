@@ -25,7 +25,7 @@ export class ImageOpenError extends Error {
   readonly hint: string;
 
   constructor(code: ImageOpenErrorCode, path: string, text: ErrorText, options?: ErrorOptions) {
-    super(`cannot open ${path}: ${text.why}`, options);
+    super(`cannot ${text.doing ?? "open"} ${path}: ${text.why}`, options);
     this.code = code;
     this.path = path;
     this.why = text.why;
@@ -34,6 +34,8 @@ export class ImageOpenError extends Error {
 }
 
 export interface ErrorText {
+  /** What was tried; "open" where absent. */
+  readonly doing?: "open" | "create";
   readonly why: string;
   readonly hint: string;
 }
@@ -59,11 +61,11 @@ const OPEN_CODES: Readonly<Record<string, { code: ImageOpenErrorCode; hint: stri
 };
 
 /** What opening (or creating, or locking) `path` failed with, for the user. Anything but a `FileError` is passed on. */
-export function imageOpenErrorFrom(error: unknown, path: string): unknown {
+export function imageOpenErrorFrom(error: unknown, path: string, doing: "open" | "create" = "open"): unknown {
   if (!(error instanceof FileError)) return error;
   const known = OPEN_CODES[error.code] ?? { code: "io", hint: "look at the kernel log of this host" };
   const why = known.why ?? withoutPath(error.message, path);
-  return new ImageOpenError(known.code, path, { why, hint: known.hint }, { cause: error });
+  return new ImageOpenError(known.code, path, { doing, why, hint: known.hint }, { cause: error });
 }
 
 /** "cannot lock /vm/a.raw: why" → "why": the path is said once. */

@@ -22,7 +22,7 @@ export async function createRaw(env: Pick<Env, "files">, { path, sizeBytes }: Cr
   } catch (error) {
     // Only what this call has made is removed: a file that was there before made `open` fail.
     if (file !== undefined) await discardFile(env, file);
-    throw imageOpenErrorFrom(error, path);
+    throw imageOpenErrorFrom(error, path, "create");
   }
 }
 

@@ -5,14 +5,14 @@
  * - The size is taken once, when the image is opened. A file that shrinks afterwards gives "io" where bytes are missing:
  *   nothing is ever filled up with zeroes.
  * - An extent is called a hole only when the file system says so; a hole reads as zeroes.
- * - An image of 0 bytes opens and is served, as qemu-nbd and nbdkit do: refusing it would break scripts that create an
- *   image first and grow it later, and every request on it has a well-defined answer.
+ * - An image of 0 bytes opens, as it does in qemu-nbd and nbdkit: every request on it has a well-defined answer. Whether
+ *   serving one is sensible is for the caller to say.
  */
 import type { BlockCapabilities, WriteOptions, ZeroOptions } from "../block/device.ts";
 import { BlockError, checkRange } from "../block/error.ts";
 import { appendExtent, type Extent } from "../block/extents.ts";
 import type { Env } from "../env/env.ts";
-import type { File } from "../env/files.ts";
+import { type File, FileError } from "../env/files.ts";
 import { InFlight } from "../util/in-flight.ts";
 import { ZEROES, ZEROES_BYTES } from "../util/zeroes.ts";
 import { blockErrorFrom, imageOpenErrorFrom } from "./errors.ts";
@@ -126,7 +126,7 @@ export class RawImage implements Image {
     try {
       this.#checkWrite(offset, length);
       // False: this file system keeps its space. A discard is a hint, so that is no failure.
-      if (length > 0) await this.#file.punchHole(offset, length);
+      if (length > 0) await this.#patiently(() => this.#file.punchHole(offset, length));
       if (options?.fua) await this.#latch.sync();
     } catch (error) {
       throw this.#latch.writeFailed(error);
@@ -207,13 +207,30 @@ export class RawImage implements Image {
   }
 
   async #zero(offset: number, length: number, options: ZeroOptions): Promise<void> {
-    if (!options.noHole && (await this.#file.punchHole(offset, length))) return;
-    if (await this.#file.zeroRange(offset, length)) return;
+    if (!options.noHole && (await this.#patiently(() => this.#file.punchHole(offset, length)))) return;
+    if (await this.#patiently(() => this.#file.zeroRange(offset, length))) return;
     if (options.fastOnly) throw new BlockError("not-supported", `${this.#file.path} cannot be zeroed fast`);
     for (let done = 0; done < length; done += ZEROES_BYTES) {
       const count = Math.min(ZEROES_BYTES, length - done);
       await this.#file.write(offset + done, count === ZEROES_BYTES ? ZEROES : ZEROES.subarray(0, count));
     }
+  }
+
+  /**
+   * To zero a block device, the kernel first drops its pages of the range. While somebody holds a claim on the device it
+   * refuses to drop dirty ones ("EBUSY", nothing changed); once they are written back it can. If not, we cannot.
+   */
+  async #patiently(change: () => Promise<boolean>): Promise<boolean> {
+    try {
+      return await change();
+    } catch (error) {
+      if (!isBusy(error)) throw error;
+    }
+    await this.#latch.sync();
+    return change().catch((error: unknown) => {
+      if (isBusy(error)) return false;
+      throw error;
+    });
   }
 
   async #extents(offset: number, end: number, countMax: number): Promise<Extent[]> {
@@ -229,4 +246,8 @@ export class RawImage implements Image {
     }
     return list;
   }
+}
+
+function isBusy(error: unknown): boolean {
+  return error instanceof FileError && error.code === "EBUSY";
 }

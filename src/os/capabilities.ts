@@ -10,7 +10,8 @@ import { writesStayInMemory } from "./file-kind.ts";
 import { ByteLocks } from "./lock-bytes.ts";
 import { flockFile, LOCK_EX, LOCK_NB } from "./locks.ts";
 import { loadNative, type NativeResult } from "./native.ts";
-import { NativeCalls, NowaitReader } from "./native-calls.ts";
+import { NativeCalls } from "./native-calls.ts";
+import { NowaitReader } from "./native-now.ts";
 
 export interface Capability {
   readonly name: string;

@@ -17,8 +17,8 @@ import type { NativeCalls } from "./native-calls.ts";
 
 const MiB = 2 ** 20;
 
-/** Write-back of a file is started when this much was written since it was last started. */
-const WRITEBACK_STEP_BYTES = 16 * MiB;
+/** Write-back of a file is started when this share of what may be dirty was written since it was last started. */
+const WRITEBACK_SHARE = 1 / 4;
 /** Bounds on what may be dirty, over all files together, for a synchronous write to be allowed. */
 const DIRTY_BYTES_MIN = 32 * MiB;
 const DIRTY_BYTES_MAX = 256 * MiB;
@@ -26,8 +26,11 @@ const DIRTY_BYTES_MAX = 256 * MiB;
 const DIRTY_SHARE_OF_FREE_MEMORY = 1 / 32;
 /** No more may be dirty than was seen to be written back in this time: a flush has to wait for it. */
 const DIRTY_TIME_MS = 2_000;
-/** Beside a sync of more than this, no synchronous writes. */
-const SMALL_SYNC_BYTES = 4 * MiB;
+/**
+ * Beside a sync of more than this, no synchronous writes. Bytes are counted as often as they are written: a guest that
+ * overwrites the same 16 MiB all the time reaches this within a tenth of a second.
+ */
+const SMALL_SYNC_BYTES = 64 * MiB;
 /** A write that takes longer was stopped by the kernel. */
 const SLOW_WRITE_MS = 2;
 /** After a slow write, none is tried for this many times as long: stalls then take at most a twentieth of the time. */
@@ -133,7 +136,7 @@ export class FileWriteback {
   wrote(length: number): void {
     this.#written += length;
     this.#budget.dirtyBytes += length;
-    if (this.#written - this.#started >= WRITEBACK_STEP_BYTES) this.#start();
+    if (this.#written - this.#started >= this.#budget.limitBytes * WRITEBACK_SHARE) this.#start();
   }
 
   /** Says that a sync begins; to be told how it ended. What was written later may still be dirty then. */

@@ -13,10 +13,12 @@ import { EINVAL, errnoError, fileError, isUnsupported } from "./file-error.ts";
 import { ExtentFinder } from "./file-extents.ts";
 import { readFully, writeFully, writeFullyNow } from "./file-io.ts";
 import { capacityOf, type FileKind, writesStayInMemory } from "./file-kind.ts";
+import { ReadPace } from "./file-read-pace.ts";
 import { DataSync } from "./file-sync.ts";
 import { type DirtyBudget, FileWriteback } from "./file-writeback.ts";
 import { ImageLock } from "./locks.ts";
-import type { NativeCalls, NowaitReader } from "./native-calls.ts";
+import type { NativeCalls } from "./native-calls.ts";
+import type { NowaitReader, PageWriter } from "./native-now.ts";
 
 /** More than this is not moved on the event loop's thread: it takes 0.1 ms even when all is in memory. */
 const NOW_BYTES_MAX = 2 ** 20;
@@ -43,6 +45,7 @@ export interface OpenedFile {
 export interface FileServices {
   readonly calls: NativeCalls | undefined;
   readonly reader: NowaitReader | undefined;
+  readonly writer: PageWriter | undefined;
   readonly budget: DirtyBudget;
 }
 
@@ -55,8 +58,10 @@ export class RealFile implements File {
   readonly #blockBytes: number;
   readonly #calls: NativeCalls | undefined;
   readonly #reader: NowaitReader | undefined;
+  readonly #writer: PageWriter | undefined;
   readonly #inFlight = new InFlight();
   readonly #extents: ExtentFinder | undefined;
+  readonly #readPace = new ReadPace(() => performance.now());
   readonly #writeback: FileWriteback;
   readonly #sync: DataSync;
   readonly #lock: ImageLock;
@@ -66,7 +71,7 @@ export class RealFile implements File {
   #writesNow: boolean;
   #closing: Promise<void> | undefined;
 
-  constructor(opened: OpenedFile, { calls, reader, budget }: FileServices) {
+  constructor(opened: OpenedFile, { calls, reader, writer, budget }: FileServices) {
     const { fd, path, kind, writable } = opened;
     this.path = path;
     this.kind = kind;
@@ -75,6 +80,7 @@ export class RealFile implements File {
     this.#blockBytes = opened.blockBytes;
     this.#calls = calls;
     this.#reader = reader;
+    this.#writer = writer;
     this.#sizeBytes = opened.sizeBytes;
     this.#readsNow = reader !== undefined;
     this.#writesNow = writable && writesStayInMemory(kind, opened.fileSystem);
@@ -111,8 +117,9 @@ export class RealFile implements File {
 
   readNow(offset: number, into: Uint8Array): number {
     const length = into.length;
-    if (!this.#readsNow || length > NOW_BYTES_MAX) return -1;
+    if (!this.#readsNow || length > NOW_BYTES_MAX || !this.#readPace.begins(length)) return -1;
     const count = (this.#reader as NowaitReader).read(this.#fd, offset, into);
+    this.#readPace.ended(length);
     if (count === length) return count;
     if (count < 0 && isUnsupported(-count)) this.#readsNow = this.features.readNow = false;
     return -1;
@@ -136,7 +143,8 @@ export class RealFile implements File {
     const startMs = performance.now();
     if (!this.#writeback.admits(length, startMs) || !this.#edgesAreCached(offset, end)) return -1;
     try {
-      writeFullyNow(this.#fd, offset, from);
+      // Whatever else than success it is (a short write, a signal, an error), Node's way repeats the write and says it.
+      if (this.#writer?.write(this.#fd, offset, from) !== length) writeFullyNow(this.#fd, offset, from);
     } catch (error) {
       throw fileError(`cannot write ${length} bytes at ${offset} of ${this.path}`, error);
     } finally {

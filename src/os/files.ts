@@ -9,7 +9,8 @@ import { fileError } from "./file-error.ts";
 import { capacityOf, fileSystemOf, kindOf, zeroesWithoutWriting } from "./file-kind.ts";
 import { DirtyBudget } from "./file-writeback.ts";
 import { loadNative, type NativeResult } from "./native.ts";
-import { NativeCalls, NowaitReader } from "./native-calls.ts";
+import { NativeCalls } from "./native-calls.ts";
+import { NowaitReader, PageWriter } from "./native-now.ts";
 
 const { O_CREAT, O_DIRECTORY, O_EXCL, O_NOFOLLOW, O_NONBLOCK, O_RDONLY, O_RDWR } = fs.constants;
 
@@ -30,12 +31,14 @@ const lstat = promisify(fs.lstat);
 export class RealFiles implements Files {
   readonly #calls: NativeCalls | undefined;
   readonly #reader: NowaitReader | undefined;
+  readonly #writer: PageWriter | undefined;
   readonly #budget = new DirtyBudget();
 
   constructor(native: NativeResult = loadNative()) {
     if (native.state === "off") return;
     this.#calls = new NativeCalls(native.native);
     this.#reader = NowaitReader.create(native.native);
+    this.#writer = PageWriter.create(native.native);
   }
 
   open(options: OpenOptions): Promise<File> {
@@ -62,7 +65,12 @@ export class RealFiles implements Files {
         fileSystem: await fileSystemOf(path, kind),
         zeroesWithoutWriting: kind === "regular" || (await zeroesWithoutWriting(stats.rdev)),
       };
-      return new RealFile(opened, { calls: this.#calls, reader: this.#reader, budget: this.#budget });
+      return new RealFile(opened, {
+        calls: this.#calls,
+        reader: this.#reader,
+        writer: this.#writer,
+        budget: this.#budget,
+      });
     } catch (error) {
       await closeFd(fd);
       throw error;

@@ -2,7 +2,7 @@
  * Linux calls on open files that Node has no name for. Those that may wait for a disk run on libuv's thread pool.
  * Results are as in the kernel: ≥ 0, or minus the error number.
  */
-import { EAGAIN, EINTR, ENOSYS } from "./file-error.ts";
+import { EINTR, ENOSYS } from "./file-error.ts";
 import type { CType, Native, NativeFunction } from "./native.ts";
 
 /** koffi keeps a stack for each asynchronous call, and the pool has few threads: more at once would gain nothing. */
@@ -25,8 +25,6 @@ const SYNC_FILE_RANGE_WRITE = 2;
 const SYNC_FILE_RANGE_WAIT_AFTER = 4;
 const F_GETFL = 3;
 const F_SETFL = 4;
-// linux/fs.h
-const RWF_NOWAIT = 8;
 
 interface Waiting {
   readonly call: NativeFunction;
@@ -145,50 +143,4 @@ export class NativeCalls {
 /** Unlike the others, posix_fadvise returns its error number, positive. */
 function negated(result: number): number {
   return result > 0 ? -result : result;
-}
-
-/**
- * Reads from the page cache without ever waiting for a disk: `preadv2(RWF_NOWAIT)`.
- *
- * This is the hottest call of the program, so nothing is allocated in it: the one iovec {address u64, length u64} lives
- * here, outside the heap, and is filled in by hand. 4 KiB that are cached take 0.65 µs in all, `RealFile.readNow` included
- * (`fs.readSync`, which may wait, takes as long). A miss takes 10 µs, for the kernel begins to read ahead before it says
- * EAGAIN: the read through the thread pool that follows finds its data on the way.
- */
-export class NowaitReader {
-  readonly #preadv2: NativeFunction;
-  readonly #native: Native;
-  readonly #iovec = new Uint32Array(new ArrayBuffer(16));
-  readonly #iovecAddress: number;
-  /** Addresses by buffer: asking koffi takes 0.3 µs, asking this map 0.02 µs. */
-  readonly #addresses = new WeakMap<ArrayBufferLike, number>();
-
-  private constructor(native: Native, preadv2: NativeFunction) {
-    this.#native = native;
-    this.#preadv2 = preadv2;
-    this.#iovecAddress = native.addressOf(this.#iovec.buffer);
-  }
-
-  static create(native: Native): NowaitReader | undefined {
-    // off_t has 64 bits on all architectures that native.ts lets pass, so the plain name takes a whole offset.
-    const preadv2 = native.bind("preadv2", "int64_t", ["int", "uintptr_t", "int", "int64_t", "int"]);
-    return preadv2 && new NowaitReader(native, preadv2);
-  }
-
-  /** The bytes read (fewer than asked at the end of the file, or where the cached part ends), or minus the error number. */
-  read(fd: number, offset: number, into: Uint8Array): number {
-    const buffer = into.buffer;
-    let address = this.#addresses.get(buffer);
-    if (address === undefined) {
-      address = this.#native.addressOf(buffer);
-      this.#addresses.set(buffer, address);
-    }
-    address += into.byteOffset;
-    const iovec = this.#iovec;
-    iovec[0] = address; // The low half: storing into a Uint32Array reduces modulo 2^32.
-    iovec[1] = address / 2 ** 32;
-    iovec[2] = into.length; // A typed array is shorter than 2^32 bytes here: the high half stays 0.
-    const count = this.#preadv2(fd, this.#iovecAddress, 1, offset, RWF_NOWAIT);
-    return count >= 0 ? count : -this.#native.errno() || -EAGAIN;
-  }
 }

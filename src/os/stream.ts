@@ -6,12 +6,14 @@
  * seconds so, against 0.59 with `data` events. Node offers that (`onread`) only when a socket is constructed, hence
  * `adoptAccepted` for accepted ones. TLS sockets deliver `data` events.
  *
- * Sending: Node tries `write(2)` at once. `writableLength` is zero after a write that the kernel took whole, long before
+ * Sending: while nothing is queued, straight to the kernel (`nowait-sender.ts`); what it does not take, and everything on
+ * TLS sockets, goes through Node's stream, which keeps the order and waits. `writableLength` is zero after a write that the kernel took whole, long before
  * the write's callback runs; `release` is called then, so that a caller can go on with the same buffer.
  */
-import { Socket } from "node:net";
+import { Socket, type SocketConstructorOpts } from "node:net";
 import type { TLSSocket } from "node:tls";
 import type { ByteSink, ByteStream } from "../env/links.ts";
+import { NowaitSender } from "./nowait-sender.ts";
 
 /** Fits the level-two cache together with a reply buffer; larger ones were not faster. */
 const RECEIVE_BUFFER_BYTES = 256 * 1024;
@@ -20,8 +22,11 @@ const KEEP_ALIVE_AFTER_MS = 60_000;
 
 /** What Node does not declare: the libuv handle below a socket. */
 interface SocketWithHandle {
-  _handle: unknown;
+  _handle: { readonly fd?: number } | null;
 }
+
+/** Made with the first stream; null: there are no native calls. */
+let sharedSender: NowaitSender | null | undefined;
 
 export class SocketStream implements ByteStream {
   readonly peer: string;
@@ -34,11 +39,14 @@ export class SocketStream implements ByteStream {
   #ended = false;
   #closed = false;
   #wantsPause = false;
+  /** Undefined on sockets that bytes may not be put into from the side (TLS). */
+  #sender: NowaitSender | undefined;
   readonly #onWritten = (): void => this.#settleWrite();
 
   /** For sockets made elsewhere (TLS); they deliver `data` events. */
   static overDataEvents(socket: Socket | TLSSocket, peer: string): SocketStream {
     const stream = new SocketStream(socket, peer);
+    stream.#sender = undefined;
     socket.on("data", (bytes: Buffer) => stream.received(bytes));
     return stream;
   }
@@ -47,6 +55,8 @@ export class SocketStream implements ByteStream {
   constructor(socket: Socket, peer: string) {
     this.#socket = socket;
     this.peer = peer;
+    sharedSender ??= NowaitSender.create() ?? null;
+    this.#sender = sharedSender ?? undefined;
     socket.setNoDelay(true);
     socket.setKeepAlive(true, KEEP_ALIVE_AFTER_MS);
     socket.pause();
@@ -69,8 +79,13 @@ export class SocketStream implements ByteStream {
   }
 
   write(bytes: Uint8Array, release?: () => void): void {
+    const taken = this.#sendNow(bytes);
+    if (taken === bytes.length) {
+      release?.();
+      return;
+    }
     const socket = this.#socket;
-    socket.write(bytes, this.#onWritten);
+    socket.write(taken === 0 ? bytes : bytes.subarray(taken), this.#onWritten);
     if (socket.writableLength === 0) {
       this.#releases.push(undefined);
       release?.();
@@ -114,6 +129,14 @@ export class SocketStream implements ByteStream {
   received(bytes: Uint8Array): boolean {
     this.#sink?.onBytes(bytes);
     return !this.#wantsPause;
+  }
+
+  /** How many of `bytes` the kernel took at once. */
+  #sendNow(bytes: Uint8Array): number {
+    const socket = this.#socket;
+    if (this.#sender === undefined || socket.writableLength > 0 || !socket.writable || socket.connecting) return 0;
+    const fd = (socket as unknown as SocketWithHandle)._handle?.fd;
+    return fd === undefined || fd < 0 ? 0 : this.#sender.send(fd, bytes);
   }
 
   #settleWrite(): void {
@@ -169,9 +192,8 @@ export function adoptAccepted(accepted: Socket, peer: string): SocketStream {
   const handle = shell._handle;
   shell._handle = null;
   const receive = staticReceive();
-  const socket = new Socket({ handle, allowHalfOpen: true, onread: receive.onread } as ConstructorParameters<
-    typeof Socket
-  >[0]);
+  const options = { handle, allowHalfOpen: true, onread: receive.onread };
+  const socket = new Socket(options as unknown as SocketConstructorOpts);
   const stream = new SocketStream(socket, peer);
   receive.bind(stream);
   return stream;

@@ -227,7 +227,8 @@ class FakeFile implements File {
   }
 
   readNow(offset: number, into: Uint8Array): number {
-    if (!this.#files.features.readNow || this.#closed || offset + into.length > this.#disk.size) return -1;
+    this.#assertOpen();
+    if (!this.#files.features.readNow || offset + into.length > this.#disk.size) return -1;
     this.#files.beginNow("readNow", `${offset}+${into.length}`);
     return this.#disk.get(offset, into);
   }
@@ -238,7 +239,8 @@ class FakeFile implements File {
   }
 
   writeNow(offset: number, from: Uint8Array): number {
-    if (!this.#files.features.readNow || this.#closed) return -1;
+    this.#assertOpen();
+    if (!this.#files.features.readNow) return -1;
     this.#files.beginNow("writeNow", `${offset}+${from.length}`);
     this.#disk.put(offset, from);
     return from.length;
@@ -323,8 +325,13 @@ class FakeFile implements File {
     return this.close();
   }
 
+  /** The real one does not look: by then its descriptor may be another file's. So this is a bug, not a failure. */
+  #assertOpen(): void {
+    if (this.#closed) throw new Error(`${this.path} was used after it was closed`);
+  }
+
   async #begin(operation: FakeOperation, detail = ""): Promise<void> {
-    if (this.#closed) throw new FileError("EBADF", `${this.path} is closed`);
+    this.#assertOpen();
     await this.#files.begin(operation, detail);
   }
 }

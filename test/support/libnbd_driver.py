@@ -62,7 +62,7 @@ def opt_list(handle):
 
 def opt_list_meta_context(handle):
     found = []
-    handle.opt_list_meta_context(found.append)
+    handle.opt_list_meta_context(lambda name: found.append(name))
     return found
 
 

@@ -12,8 +12,8 @@ import {
   GREETING_BYTES,
   infoData,
   isLastReply,
-  type OptionReply,
   OPT,
+  type OptionReply,
   option,
   parseChunk,
   parseOptionReply,
@@ -223,16 +223,16 @@ export class RawClient {
 
   async #message<T>(parse: (bytes: Buffer) => { message: T; end: number } | undefined): Promise<T> {
     for (;;) {
-      const all = this.#gathered();
-      const parsed = parse(all);
+      // Mostly the first part is enough; joining all of them for each message would cost quadratic time.
+      const first = this.#parts[0] ?? Buffer.alloc(0);
+      const parsed = parse(first);
       if (parsed !== undefined) {
-        this.#keep(all.subarray(parsed.end));
+        this.#parts[0] = first.subarray(parsed.end);
+        this.#bufferedBytes -= parsed.end;
         return parsed.message;
       }
-      // Growing by at least half before parsing again keeps long messages cheap.
-      const enough = this.#bufferedBytes * 1.5;
-      await this.#more();
-      while (this.#bufferedBytes < enough && this.#parts.length > 64 && !this.#ended) await this.#arrival();
+      if (this.#parts.length <= 1) await this.#more();
+      this.#parts = [Buffer.concat(this.#parts)];
     }
   }
 

@@ -20,8 +20,8 @@ export function realRawTarget(env: Pick<Env, "files">, folder: TempDir): Conform
 
 /** A file that holds `content`, or a hole. */
 export function makeFile(path: string, { sizeBytes, content }: WantedDevice): void {
-  if (content !== undefined) return writeFileSync(path, content);
   const fd = openSync(path, "w");
   ftruncateSync(fd, sizeBytes);
+  if (content !== undefined) writeFileSync(fd, content);
   closeSync(fd);
 }

@@ -19,6 +19,7 @@ export interface RunResult {
 
 const SIGNAL_STATUS = 128;
 const SIGKILL = 9;
+const SHOWN_CHARACTERS_MAX = 4000;
 
 /** Runs `command` and says how it went. Rejects when it cannot be started. */
 export async function run(command: readonly string[], options: RunOptions = {}): Promise<RunResult> {
@@ -40,9 +41,10 @@ export async function run(command: readonly string[], options: RunOptions = {}):
   return { status, stdout, stderr };
 }
 
-/** As `run`, for what must succeed: the standard output, or an error that shows everything. */
+/** As `run`, for what must succeed: the standard output, or an error that shows what was printed. */
 export async function runOk(command: readonly string[], options: RunOptions = {}): Promise<string> {
   const result = await run(command, options);
   if (result.status === 0) return result.stdout;
-  throw new Error(`${command.join(" ")}\nended with ${result.status}\n${result.stdout}${result.stderr}`);
+  const said = `${result.stderr}${result.stdout}`.slice(0, SHOWN_CHARACTERS_MAX);
+  throw new Error(`${command.join(" ")}\nended with ${result.status}\n${said}`);
 }

@@ -24,6 +24,8 @@ export interface ConnectionContext {
   readonly pool: BufferPool;
   readonly account: BudgetAccount;
   readonly guard: DeviceGuard;
+  /** All that was asked is answered, and no more is wanted: the connection is to end. */
+  finished(): void;
   /** Logs and closes the connection at once. */
   protocolError(error: NbdProtocolError): void;
 }

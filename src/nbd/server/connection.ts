@@ -1,8 +1,10 @@
 /**
  * One client, from the accepted stream to its end: handshake (perhaps twice, when TLS comes between), then transmission.
  *
- *   handshake → transmission → closed
- *   handshake → tls → handshake → transmission → closed        (any state → closed)
+ *   handshake → transmission → leaving → closed
+ *   handshake → tls → handshake → …                            (any state → closed)
+ *
+ * Leaving: we have finished sending, and the client has yet to close its side.
  */
 import type { Clock, Timer } from "../../env/clock.ts";
 import type { ByteStream } from "../../env/links.ts";
@@ -30,14 +32,18 @@ export interface ServerShared {
   guardOf(exported: NbdExport): DeviceGuard;
 }
 
-export type ConnectionState = "handshake" | "tls" | "transmission" | "closed";
+export type ConnectionState = "handshake" | "tls" | "transmission" | "leaving" | "closed";
 
-const NEXT: Readonly<Record<ConnectionState, readonly ConnectionState[]>> = {
-  handshake: ["tls", "transmission", "closed"],
+export const CONNECTION_EDGES: Readonly<Record<ConnectionState, readonly ConnectionState[]>> = {
+  handshake: ["tls", "transmission", "leaving", "closed"],
   tls: ["handshake", "closed"],
-  transmission: ["closed"],
+  transmission: ["leaving", "closed"],
+  leaving: ["closed"],
   closed: [],
 };
+
+/** A payload that comes more slowly than this per stall period does not come. */
+const OWED_STEP_BYTES = 64 * 1024;
 
 export class Connection {
   readonly #shared: ServerShared;
@@ -47,8 +53,9 @@ export class Connection {
   #stream: ByteStream;
   #transmission: Transmission | undefined;
   #deadline: Timer | undefined;
-  #unsentBytes = 0;
-  #unsentSinceMs = 0;
+  #receivedBytes = 0;
+  readonly #unsent = new Standstill();
+  readonly #owed = new Standstill();
 
   constructor(stream: ByteStream, shared: ServerShared, onStateChange: (connection: Connection) => void) {
     this.#shared = shared;
@@ -69,8 +76,8 @@ export class Connection {
 
   /** Takes no more requests, answers those under way, closes. */
   finish(): void {
-    if (this.#transmission !== undefined) this.#transmission.finish();
-    else this.#stream.destroy();
+    if (this.#state === "transmission") this.#transmission?.finish();
+    else if (this.#state !== "leaving") this.destroy("the server is closing");
   }
 
   /** Closes at once, whatever is under way. */
@@ -81,20 +88,19 @@ export class Connection {
     this.#closed();
   }
 
-  /** True when the client has taken nothing of what waits for it for `periodMs`. To be asked at intervals. */
+  /** True when for `periodMs` the client has taken none of its replies, or sent none of a payload. To be asked at intervals. */
   isStalled(periodMs: number): boolean {
     const now = this.#shared.clock.nowMs();
     const unsent = this.#stream.pendingBytes;
-    if (unsent === 0 || unsent !== this.#unsentBytes) {
-      this.#unsentBytes = unsent;
-      this.#unsentSinceMs = now;
-      return false;
-    }
-    return now - this.#unsentSinceMs >= periodMs;
+    const owed = this.#transmission?.owedPayload === true ? 1 + Math.floor(this.#receivedBytes / OWED_STEP_BYTES) : 0;
+    const unsentMs = this.#unsent.lasts(unsent, now);
+    const owedMs = this.#owed.lasts(owed, now);
+    return (unsent > 0 && unsentMs >= periodMs) || (owed > 0 && owedMs >= periodMs);
   }
 
   #advance(to: ConnectionState): void {
-    if (!NEXT[this.#state].includes(to)) throw new Error(`a connection cannot go from ${this.#state} to ${to}`);
+    if (!CONNECTION_EDGES[this.#state].includes(to))
+      throw new Error(`a connection cannot go from ${this.#state} to ${to}`);
     this.#state = to;
     this.#onStateChange(this);
   }
@@ -107,7 +113,16 @@ export class Connection {
       {
         go: (negotiated, rest) => this.#beginTransmission(negotiated, rest),
         startTls: () => void this.#startTls(handshake.carriedOver),
-        left: () => this.#leave(),
+        left: () => {
+          this.#stream.attach({
+            onBytes: () => {},
+            onEnd: () => {},
+            onDrain: () => {},
+            onClose: () => this.#closed(),
+          });
+          this.#leave();
+        },
+        lost: () => this.#closed(),
         failed: (error) => this.#fail(error),
       },
       resumed,
@@ -145,11 +160,15 @@ export class Connection {
       pool,
       account: this.#account,
       guard: this.#shared.guardOf(negotiated.exported),
+      finished: () => this.#leave(),
       protocolError: (error) => this.#fail(error),
     });
     this.#transmission = transmission;
     this.#stream.attach({
-      onBytes: (bytes) => transmission.onBytes(bytes),
+      onBytes: (bytes) => {
+        this.#receivedBytes += bytes.length;
+        transmission.onBytes(bytes);
+      },
       onEnd: () => transmission.onEnd(),
       onDrain: () => transmission.onDrain(),
       onClose: (error) => {
@@ -161,9 +180,23 @@ export class Connection {
     if (rest.length > 0) transmission.onBytes(rest);
   }
 
+  /** Sends what is queued and closes our side. */
   #leave(): void {
+    if (this.#state === "closed") return;
+    this.#advance("leaving");
     this.#stream.end();
-    this.#closed();
+    // It may have been paused, and then would not notice that the client closes.
+    this.#stream.resume();
+    this.#linger(Number.POSITIVE_INFINITY);
+  }
+
+  #linger(unsentBytes: number): void {
+    this.#deadline?.cancel();
+    this.#deadline = this.#shared.clock.setTimer(this.#shared.limits.lingerMs, () => {
+      const { pendingBytes } = this.#stream;
+      if (pendingBytes > 0 && pendingBytes < unsentBytes) this.#linger(pendingBytes);
+      else this.destroy("the client does not close its side");
+    });
   }
 
   #fail(error: NbdProtocolError): void {
@@ -183,5 +216,20 @@ export class Connection {
     this.#deadline?.cancel();
     this.#account.close();
     this.#advance("closed");
+  }
+}
+
+/** Notices for how long a number has stayed the same. */
+class Standstill {
+  #value = 0;
+  #sinceMs = 0;
+
+  /** Milliseconds since `value` was first seen, without another in between. */
+  lasts(value: number, nowMs: number): number {
+    if (value !== this.#value) {
+      this.#value = value;
+      this.#sinceMs = nowMs;
+    }
+    return nowMs - this.#sinceMs;
   }
 }

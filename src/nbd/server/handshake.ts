@@ -13,18 +13,22 @@ import {
   NBD_FLAG_NO_ZEROES,
   NBD_MAGIC_HIGH,
   NBD_MAGIC_LOW,
-  NBD_OPT_EXPORT_NAME,
   NBD_OPTS_MAGIC_HIGH,
   NBD_OPTS_MAGIC_LOW,
-  NBD_REP_ERR_TOO_BIG,
   OPTION_BYTES,
 } from "../constants.ts";
 import { NbdProtocolError } from "../error.ts";
 import type { Negotiated } from "./connection-context.ts";
 import type { NbdExport } from "./export.ts";
 import { OPTIONS_PER_EXPORT, type ServerLimits } from "./limits.ts";
-import { optionReply } from "./option.ts";
-import { answerOption, type NextStep, newOptionState, type OptionState } from "./options.ts";
+import {
+  answerOption,
+  answerTooLong,
+  type NextStep,
+  newOptionState,
+  type OptionOutcome,
+  type OptionState,
+} from "./options.ts";
 
 export interface HandshakeRules {
   readonly exports: readonly NbdExport[];
@@ -37,12 +41,16 @@ export interface HandshakeEnd {
   /** `rest` are bytes that the client has sent past its last option. */
   go(negotiated: Negotiated, rest: Buffer): void;
   startTls(): void;
-  /** The client asked to end, or left. */
+  /** The client asked to end, or sends no more. */
   left(): void;
+  /** The stream is gone. */
+  lost(): void;
   failed(error: NbdProtocolError): void;
 }
 
 const CLIENT_FLAGS_BYTES = 4;
+/** With more left to take, a client gets no further options answered: LIST makes long replies of short requests. */
+const UNSENT_BYTES_MAX = 256 * 1024;
 const NO_BYTES = Buffer.alloc(0);
 
 export class ServerHandshake implements ByteSink {
@@ -54,8 +62,10 @@ export class ServerHandshake implements ByteSink {
   #phase: "flags" | "options" | "over";
   #noZeroes = false;
   #optionsSeen = 0;
-  /** An option that is too long: how much of it is still to be swallowed. */
-  #swallow: { option: number; bytes: number } | undefined;
+  /** An option that is too long: how much of it is still to be swallowed, and what is answered then. */
+  #swallow: { bytes: number; readonly replies: readonly Buffer[] } | undefined;
+  /** The client has to take replies before more of its options are looked at. */
+  #waiting = false;
 
   /** `secure`: the stream is the TLS one, and flags were exchanged before; `noZeroes` is what they said. */
   constructor(
@@ -82,9 +92,7 @@ export class ServerHandshake implements ByteSink {
   onBytes(bytes: Uint8Array): void {
     if (this.#phase === "over") return;
     this.#pending = Buffer.concat([this.#pending, bytes]);
-    while (this.#step()) {
-      // One option after the other, as long as they are whole.
-    }
+    this.#takeAll();
   }
 
   onEnd(): void {
@@ -94,11 +102,29 @@ export class ServerHandshake implements ByteSink {
   }
 
   onClose(): void {
-    this.onEnd();
+    if (this.#phase === "over") return;
+    this.#phase = "over";
+    this.#end.lost();
   }
 
   onDrain(): void {
-    // Replies are small and bounded by the number of options.
+    if (!this.#waiting) return;
+    this.#waiting = false;
+    this.#stream.resume();
+    this.#takeAll();
+  }
+
+  #takeAll(): void {
+    while (!this.#waiting && this.#step()) {
+      // One option after the other, as long as they are whole.
+    }
+  }
+
+  #send(replies: readonly Buffer[]): void {
+    if (replies.length > 0) this.#stream.write(Buffer.concat(replies));
+    if (this.#stream.pendingBytes <= UNSENT_BYTES_MAX) return;
+    this.#waiting = true;
+    this.#stream.pause();
   }
 
   /** Takes what is whole at the front of `#pending`; false when more bytes are needed or the handshake is over. */
@@ -131,36 +157,33 @@ export class ServerHandshake implements ByteSink {
     if (this.#optionsSeen >= limits.optionsMax + OPTIONS_PER_EXPORT * exports.length) {
       return this.#fail("the client sent too many options");
     }
-    if (length > limits.optionBytesMax) return this.#beginSwallow(option, length);
+    const rules = { exports, tls: this.#rules.tls, requestBytesMax: limits.requestBytesMax, noZeroes: this.#noZeroes };
+    if (length > limits.optionBytesMax) return this.#beginSwallow(length, answerTooLong(option, this.#state, rules));
     if (this.#pending.length < OPTION_BYTES + length) return false;
     const data = this.#pending.subarray(OPTION_BYTES, OPTION_BYTES + length);
     this.#pending = this.#pending.subarray(OPTION_BYTES + length);
     this.#optionsSeen++;
-    const outcome = answerOption(option, data, this.#state, {
-      exports,
-      tls: this.#rules.tls,
-      requestBytesMax: limits.requestBytesMax,
-      noZeroes: this.#noZeroes,
-    });
-    if (outcome.replies.length > 0) this.#stream.write(Buffer.concat(outcome.replies));
+    const outcome = answerOption(option, data, this.#state, rules);
+    if (outcome.next.kind === "continue") this.#send(outcome.replies);
+    else if (outcome.replies.length > 0) this.#stream.write(Buffer.concat(outcome.replies));
     return this.#follow(outcome.next);
   }
 
-  #beginSwallow(option: number, length: number): boolean {
-    if (option === NBD_OPT_EXPORT_NAME) return this.#fail("EXPORT_NAME with a name that is too long");
+  #beginSwallow(bytes: number, { replies, next }: OptionOutcome): boolean {
+    if (next.kind !== "continue") return this.#follow(next);
     this.#optionsSeen++;
     this.#pending = this.#pending.subarray(OPTION_BYTES);
-    this.#swallow = { option, bytes: length };
+    this.#swallow = { bytes, replies };
     return true;
   }
 
-  #swallowData(swallow: { option: number; bytes: number }): boolean {
+  #swallowData(swallow: { bytes: number; readonly replies: readonly Buffer[] }): boolean {
     const taken = Math.min(swallow.bytes, this.#pending.length);
     this.#pending = this.#pending.subarray(taken);
     swallow.bytes -= taken;
     if (swallow.bytes > 0) return false;
     this.#swallow = undefined;
-    this.#stream.write(optionReply(swallow.option, NBD_REP_ERR_TOO_BIG, "the option is too long"));
+    this.#send(swallow.replies);
     return true;
   }
 

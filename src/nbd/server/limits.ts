@@ -16,8 +16,10 @@ export interface ServerLimits {
   readonly inFlightMax: number;
   /** Payload bytes held for all connections together. */
   readonly payloadBytesMax: number;
-  /** A client that takes none of its replies for so long is closed if others wait for memory. */
-  readonly stalledReaderMs: number;
+  /** A client that takes none of its replies, or sends none of a payload, for so long is closed if others wait for memory. */
+  readonly stalledMs: number;
+  /** A client that we are done with has so long to close its side; longer while it takes what is left of its replies. */
+  readonly lingerMs: number;
 }
 
 export const DEFAULT_LIMITS: ServerLimits = {
@@ -29,7 +31,8 @@ export const DEFAULT_LIMITS: ServerLimits = {
   requestBytesMax: 64 * 1024 * 1024,
   inFlightMax: 128,
   payloadBytesMax: 96 * 1024 * 1024,
-  stalledReaderMs: 15_000,
+  stalledMs: 15_000,
+  lingerMs: 5_000,
 };
 
 export const OPTIONS_PER_EXPORT = 8;

@@ -23,6 +23,7 @@ import {
   NBD_REP_ERR_INVALID,
   NBD_REP_ERR_POLICY,
   NBD_REP_ERR_TLS_REQD,
+  NBD_REP_ERR_TOO_BIG,
   NBD_REP_ERR_UNKNOWN,
   NBD_REP_ERR_UNSUP,
   NBD_REP_INFO,
@@ -73,10 +74,7 @@ export function newOptionState(secure: boolean): OptionState {
 }
 
 export function answerOption(option: number, data: Buffer, state: OptionState, rules: OptionRules): OptionOutcome {
-  if (rules.tls === "require" && !state.secure && option !== NBD_OPT_STARTTLS && option !== NBD_OPT_ABORT) {
-    if (option === NBD_OPT_EXPORT_NAME) return drop("EXPORT_NAME without TLS, which is required");
-    return refuse(option, NBD_REP_ERR_TLS_REQD, "this server requires TLS");
-  }
+  if (lacksTls(option, state, rules)) return refuseWithoutTls(option);
   try {
     return answerAllowed(option, data, state, rules);
   } catch (error) {
@@ -84,6 +82,24 @@ export function answerOption(option: number, data: Buffer, state: OptionState, r
     if (option === NBD_OPT_EXPORT_NAME) return drop(error.message);
     return refuse(option, NBD_REP_ERR_INVALID, error.message);
   }
+}
+
+/** As `answerOption`, for an option whose data are too long to be looked at. */
+export function answerTooLong(option: number, state: OptionState, rules: OptionRules): OptionOutcome {
+  if (lacksTls(option, state, rules)) return refuseWithoutTls(option);
+  if (option === NBD_OPT_EXPORT_NAME) return drop("EXPORT_NAME with a name that is too long");
+  // It ends the earlier selection, as every other failure does.
+  if (option === NBD_OPT_SET_META_CONTEXT) state.selected = undefined;
+  return refuse(option, NBD_REP_ERR_TOO_BIG, "the option is too long");
+}
+
+function lacksTls(option: number, state: OptionState, rules: OptionRules): boolean {
+  return rules.tls === "require" && !state.secure && option !== NBD_OPT_STARTTLS && option !== NBD_OPT_ABORT;
+}
+
+function refuseWithoutTls(option: number): OptionOutcome {
+  if (option === NBD_OPT_EXPORT_NAME) return drop("EXPORT_NAME without TLS, which is required");
+  return refuse(option, NBD_REP_ERR_TLS_REQD, "this server requires TLS");
 }
 
 function answerAllowed(option: number, data: Buffer, state: OptionState, rules: OptionRules): OptionOutcome {

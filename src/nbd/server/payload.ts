@@ -46,6 +46,11 @@ export class PayloadReceiver {
     return this.#write !== undefined || this.#discard !== undefined;
   }
 
+  /** A buffer waits for payload. */
+  get filling(): boolean {
+    return this.#piece !== undefined;
+  }
+
   /** Expects `total` payload bytes of a valid WRITE. */
   begin(request: Request, total: number): void {
     this.#commands.begin();

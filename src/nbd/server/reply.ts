@@ -136,7 +136,8 @@ export class ReplyEncoder {
     out.writeUInt32BE(request.cookieHigh, at + 8);
     out.writeUInt32BE(request.cookieLow, at + 12);
     if (wide) {
-      putU64(out, at + 16, request.offset);
+      out.writeUInt32BE(request.offsetHigh, at + 16);
+      out.writeUInt32BE(request.offsetLow, at + 20);
       putU64(out, at + 24, chunk.payload);
     } else {
       out.writeUInt32BE(chunk.payload, at + 16);
@@ -156,8 +157,6 @@ function putSimple(out: Buffer, at: number, request: Request, error: number): vo
 }
 
 function putU64(out: Buffer, at: number, value: number): void {
-  // An offset that was refused for being too large is echoed as all ones: it cannot be kept in a number.
-  const known = Number.isFinite(value);
-  out.writeUInt32BE(known ? Math.floor(value / 0x1_0000_0000) : 0xffff_ffff, at);
-  out.writeUInt32BE(known ? value % 0x1_0000_0000 : 0xffff_ffff, at + 4);
+  out.writeUInt32BE(Math.floor(value / 0x1_0000_0000), at);
+  out.writeUInt32BE(value % 0x1_0000_0000, at + 4);
 }

@@ -40,6 +40,9 @@ export interface Request {
   /** The eight opaque bytes of the cookie, as two halves. */
   cookieHigh: number;
   cookieLow: number;
+  /** The offset as it came, in two halves: extended replies echo it. */
+  offsetHigh: number;
+  offsetLow: number;
   /** Infinity when above 2^53−1. */
   offset: number;
   /** Bytes the command applies to. Infinity when above 2^53−1. */
@@ -47,7 +50,7 @@ export interface Request {
 }
 
 export function emptyRequest(): Request {
-  return { flags: 0, command: 0, cookieHigh: 0, cookieLow: 0, offset: 0, length: 0 };
+  return { flags: 0, command: 0, cookieHigh: 0, cookieLow: 0, offsetHigh: 0, offsetLow: 0, offset: 0, length: 0 };
 }
 
 export function copyRequest(request: Request): Request {
@@ -61,7 +64,9 @@ export function decodeRequest(bytes: Buffer, at: number, extended: boolean, into
   into.command = bytes.readUInt16BE(at + 6);
   into.cookieHigh = bytes.readUInt32BE(at + 8);
   into.cookieLow = bytes.readUInt32BE(at + 12);
-  into.offset = u64(bytes.readUInt32BE(at + 16), bytes.readUInt32BE(at + 20));
+  into.offsetHigh = bytes.readUInt32BE(at + 16);
+  into.offsetLow = bytes.readUInt32BE(at + 20);
+  into.offset = u64(into.offsetHigh, into.offsetLow);
   into.length = extended ? u64(bytes.readUInt32BE(at + 24), bytes.readUInt32BE(at + 28)) : bytes.readUInt32BE(at + 24);
   return true;
 }

@@ -59,6 +59,16 @@ export class NbdServer implements AsyncDisposable {
     return this.#clients;
   }
 
+  /** Clients in any state. */
+  get connections(): number {
+    return this.#connections.size;
+  }
+
+  /** Payload bytes in memory, for all clients together. */
+  get heldBytes(): number {
+    return this.#shared.budget.heldBytes;
+  }
+
   /** Serves a client on `stream`, from now on the server's. */
   accept(stream: ByteStream): void {
     const { limits, log } = this.#shared;
@@ -130,16 +140,16 @@ export class NbdServer implements AsyncDisposable {
     if (this.#connections.size === 0) this.#allClosed?.();
   }
 
-  /** While clients wait for memory, those that hold some and take nothing are closed. */
+  /** While clients wait for memory, those that hold some and do not move are closed. */
   #scheduleSweep(): void {
     if (this.#sweep !== undefined) return;
     this.#sweep = this.#shared.clock.setTimer(SWEEP_MS, () => {
       this.#sweep = undefined;
       const { budget, limits } = this.#shared;
       for (const connection of [...this.#connections]) {
-        const stalled = connection.isStalled(limits.stalledReaderMs);
+        const stalled = connection.isStalled(limits.stalledMs);
         if (stalled && budget.waiting > 0)
-          connection.destroy("it takes none of its replies while others wait for memory");
+          connection.destroy("it holds memory that others wait for, and does not move");
       }
       if (this.#connections.size > 0) this.#scheduleSweep();
     });

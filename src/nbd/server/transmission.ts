@@ -87,6 +87,11 @@ export class Transmission implements ByteSink {
     return this.#commands.inFlight;
   }
 
+  /** Memory is held for a payload that the client has not sent yet. */
+  get owedPayload(): boolean {
+    return this.#payload.filling && this.#blockers === 0;
+  }
+
   onBytes(bytes: Uint8Array): void {
     // Streams deliver Buffers; the cast is checked once here and saves a wrapper per call.
     const chunk = Buffer.isBuffer(bytes) ? bytes : Buffer.from(bytes.buffer, bytes.byteOffset, bytes.byteLength);
@@ -96,7 +101,7 @@ export class Transmission implements ByteSink {
       if (this.#blockers === 0) this.#resumeBacklog();
       return;
     }
-    this.#consume(chunk);
+    this.#consume(chunk, false);
     this.#writer.flush();
   }
 
@@ -124,30 +129,29 @@ export class Transmission implements ByteSink {
     this.#payload.dispose();
     this.#commands.whenIdle(() => {
       this.#writer.flush();
-      this.#stream.end();
-      // The peer may be slow to close; nothing more is wanted from it.
-      this.#stream.resume();
+      this.#context.finished();
     });
   }
 
-  #consume(chunk: Buffer): void {
+  /** Takes what it can from `chunk`, and keeps the rest. `owned`: the bytes are ours, and may be kept as they are. */
+  #consume(chunk: Buffer, owned: boolean): void {
     let at = 0;
     while (at < chunk.length && !this.#finishing) {
       if (this.#blockers > 0) {
-        this.#backlog = Buffer.from(chunk.subarray(at));
+        const rest = chunk.subarray(at);
+        this.#backlog = owned ? rest : Buffer.from(rest);
         return;
       }
-      const taken = this.#payload.active ? this.#payload.push(chunk, at) : this.#takeHeader(chunk, at);
-      if (taken < 0) return;
-      at += taken;
+      at += this.#payload.active ? this.#payload.push(chunk, at) : this.#takeHeader(chunk, at);
+      this.#checkFlow();
     }
   }
 
-  /** Takes a request's header (and payload, where it can be used in place) from `at` on; the bytes taken. */
+  /** Takes a request's header (and payload, where it can be used in place) from `at` on; returns how many bytes. */
   #takeHeader(chunk: Buffer, at: number): number {
     const available = chunk.length - at;
     if (this.#partialBytes === 0 && available >= this.#headerBytes) {
-      if (!this.#decode(chunk, at)) return -1;
+      if (!this.#decode(chunk, at)) return available;
       return this.#headerBytes + this.#dispatch(chunk, at + this.#headerBytes);
     }
     const taken = Math.min(this.#headerBytes - this.#partialBytes, available);
@@ -155,14 +159,21 @@ export class Transmission implements ByteSink {
     this.#partialBytes += taken;
     if (this.#partialBytes < this.#headerBytes) return taken;
     this.#partialBytes = 0;
-    if (!this.#decode(this.#partial, 0)) return -1;
+    if (!this.#decode(this.#partial, 0)) return available;
     return taken + this.#dispatch(chunk, at + taken);
   }
 
   #decode(bytes: Buffer, at: number): boolean {
     if (decodeRequest(bytes, at, this.#rules.extended, this.#request)) return true;
-    this.#context.protocolError(new NbdProtocolError("a request did not begin with the magic number"));
+    this.#violated("a request did not begin with the magic number");
     return false;
+  }
+
+  /** The client broke the protocol: nothing that follows is looked at. */
+  #violated(why: string): void {
+    this.#finishing = true;
+    this.#backlog = NO_BYTES;
+    this.#context.protocolError(new NbdProtocolError(why));
   }
 
   /** Acts on `#request`; returns how many bytes of its payload were used from `chunk` at `at`. */
@@ -174,8 +185,8 @@ export class Transmission implements ByteSink {
       return 0;
     }
     const payload = payloadBytes(request, this.#rules.extended);
-    if (payload === Number.POSITIVE_INFINITY) {
-      this.#context.protocolError(new NbdProtocolError("a request announced more payload than can exist"));
+    if (this.#rules.extended && payload > this.#rules.requestBytesMax) {
+      this.#violated("a request announced more payload than the server takes");
       return 0;
     }
     const error = refusal(request, this.#rules);
@@ -184,7 +195,6 @@ export class Transmission implements ByteSink {
     }
     if (request.command === NBD_CMD_WRITE) return this.#write(payload, chunk, at);
     if (request.command !== NBD_CMD_READ || !this.#readNow()) this.#commands.run(request);
-    this.#checkFlow();
     return 0;
   }
 
@@ -194,7 +204,6 @@ export class Transmission implements ByteSink {
       return this.#payload.push(chunk, at);
     }
     this.#commands.answer(this.#request, error, "the request is not valid for this export");
-    this.#checkFlow();
     return 0;
   }
 
@@ -207,7 +216,6 @@ export class Transmission implements ByteSink {
         chunk.length - at >= payload &&
         this.#writeNow(chunk, at, payload)
       ) {
-        this.#checkFlow();
         return payload;
       }
     }
@@ -275,7 +283,7 @@ export class Transmission implements ByteSink {
   #resumeBacklog(): void {
     const backlog = this.#backlog;
     this.#backlog = NO_BYTES;
-    this.#consume(backlog);
+    this.#consume(backlog, true);
     this.#writer.flush();
     if (this.#blockers === 0) this.#stream.resume();
   }

@@ -65,7 +65,7 @@ itWith(NEEDS, "contexts are listed by exact name, by namespace, and all together
   const listed = async (...queries: string[]) => {
     await using nbd = await negotiating();
     for (const query of queries) await nbd.call("add_meta_context", query);
-    return nbd.call("opt_list_meta_context");
+    return await nbd.call("opt_list_meta_context");
   };
   expect(await listed()).toContain("base:allocation");
   expect(await listed("base:")).toEqual(["base:allocation"]);

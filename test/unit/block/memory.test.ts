@@ -19,8 +19,17 @@ test("a device in memory takes memory only for what was written, and gives it ba
   expect(device.heldBytes).toBe(0);
   await device.write(2 ** 52, pattern(0, 100));
   expect(device.heldBytes).toBe(PAGE);
+  await device.write(2 ** 30, pattern(0, PAGE));
+  const neighbour = Buffer.alloc(PAGE);
+  await device.writeZeroes(0, 2 ** 30 - 10);
+  await device.read(2 ** 30, neighbour);
+  expect(neighbour.equals(pattern(0, PAGE))).toBe(true);
   await device.writeZeroes(0, 2 ** 52);
   expect(device.heldBytes).toBe(PAGE);
+  await device.writeZeroes(2 ** 52 + 50, 2 ** 52 - 100);
+  const left = Buffer.alloc(100);
+  expect(device.readNow(2 ** 52, left)).toBe(100);
+  expect(left).toEqual(Buffer.concat([pattern(0, 50), Buffer.alloc(50)]));
   await device.discard(0, 2 ** 53 - 1);
   expect(device.heldBytes).toBe(0);
 });

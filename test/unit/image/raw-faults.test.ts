@@ -139,6 +139,24 @@ test("zeroes that run out of space half-way fail, and the image lives on", async
   expect(await readBack(image, 0, SIZE)).toEqual(Buffer.alloc(SIZE));
 });
 
+test("a device that is too busy to be zeroed is synced and asked again, and then written to", async () => {
+  for (const { times, asked, written } of [
+    { times: 1, asked: 2, written: 0 },
+    { times: 2, asked: 2, written: 1 },
+  ]) {
+    const { files, image } = await opened();
+    files.features = { ...files.features, zeroRange: false };
+    files.inject({ operation: "punchHole", code: "EBUSY", times });
+    await image.writeZeroes(100, 5000);
+    expect(files.count("punchHole")).toBe(asked);
+    expect(files.count("dataSync")).toBe(1);
+    expect(files.count("write 100+5000")).toBe(written);
+    expect(await readBack(image, 100, 5000)).toEqual(Buffer.alloc(5000));
+    // It was no lost write.
+    await image.write(0, pattern(0, 512), { fua: true });
+  }
+});
+
 test("a file that shrank gives errors where bytes are missing, and never zeroes", async () => {
   for (const readOnly of [true, false]) {
     const { disk, image } = await opened(readOnly);

@@ -158,7 +158,10 @@ test("a new image is sparse and durable, with its name, and leaves what is there
   expect(files.log).toEqual(["open /vm/new.raw", `truncate ${10 * MIB}`, "dataSync", "close", "syncDirectory /vm"]);
   const disk = files.disks.get("/vm/new.raw");
   expect([disk?.durableSize, disk?.blocks.size]).toEqual([10 * MIB, 0]);
-  await expect(createRaw({ files }, { path: "/vm/new.raw", sizeBytes: 1 })).rejects.toMatchObject({ code: "exists" });
+  await expect(createRaw({ files }, { path: "/vm/new.raw", sizeBytes: 1 })).rejects.toMatchObject({
+    code: "exists",
+    message: "cannot create /vm/new.raw: there is such a file already",
+  });
   expect(disk?.size).toBe(10 * MIB);
 });
 

@@ -1,7 +1,8 @@
 import { closeSync, openSync } from "node:fs";
 import { describe, expect, test } from "vitest";
 import { RealFiles } from "../../../src/os/files.ts";
-import { NativeCalls, NowaitReader } from "../../../src/os/native-calls.ts";
+import { NativeCalls } from "../../../src/os/native-calls.ts";
+import { NowaitReader } from "../../../src/os/native-now.ts";
 import { pattern } from "../../support/patterns.ts";
 import { tempDir } from "../../support/temp-dir.ts";
 import { diskDirectory, native, PLACES, WITH_NATIVE } from "./places.ts";

@@ -63,11 +63,12 @@ test("write-back starts early, one at a time over all files", async () => {
   const disk = new SlowDisk();
   const budget = new DirtyBudget(PLENTY);
   const files = [opened(disk, budget), opened(disk, budget)] as const;
-  files[0].wrote(4 * MIB);
+  const step = budget.limitBytes / 4;
+  files[0].wrote(step - 1);
   expect(disk.started).toBe(0);
-  for (const file of files) file.wrote(16 * MIB);
+  for (const file of files) file.wrote(step);
   await eventually(() => disk.started === 1);
-  files[0].wrote(16 * MIB);
+  files[0].wrote(step);
   expect(disk.started).toBe(1);
   disk.finishOne();
   await eventually(() => disk.started === 2);
@@ -102,7 +103,7 @@ test("beside a sync of much, nothing is written on the loop's thread; beside one
   file.wrote(MIB);
   const small = file.syncStarts();
   expect(file.admits(4_096, 0)).toBe(true);
-  file.wrote(8 * MIB);
+  file.wrote(80 * MIB);
   const large = file.syncStarts();
   expect(file.admits(4_096, 0)).toBe(false);
   small(true);

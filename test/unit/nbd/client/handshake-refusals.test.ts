@@ -110,6 +110,7 @@ describe("violations in the handshake end it", () => {
     "a reply with a wrong magic": go(cat(u64(1), info(EXPORT()).subarray(8))),
     "a reply to another option": go(optionReply(OPT.info, REP.info, EXPORT())),
     "a reply type that does not belong to the option": go(optionReply(OPT.go, REP.server, u32(0))),
+    "information under another reply type": go(optionReply(OPT.go, REP.server, EXPORT()), ack),
     "an unknown reply type that is no error": go(optionReply(OPT.go, 99)),
     "an acknowledgement with data": go(info(EXPORT()), optionReply(OPT.go, REP.ack, text("x"))),
     "an acknowledgement without the export's size": go(ack),

@@ -3,11 +3,14 @@
  * ends, and whatever else was pending fails as lost. (The class of CVE-2022-0485.)
  */
 import { expect, test } from "vitest";
+import type { ByteSink } from "../../../../src/env/links.ts";
+import { openNbd } from "../../../../src/nbd/client/connect.ts";
 import { ConnectionLostError } from "../../../../src/nbd/client/errors.ts";
 import { NbdProtocolError } from "../../../../src/nbd/error.ts";
 import { pattern } from "../../../support/patterns.ts";
 import { itSeeded } from "../../../support/seed.ts";
-import { seeded } from "../../../support/stream-pair.ts";
+import { seeded, streamPair } from "../../../support/stream-pair.ts";
+import { ManualClock } from "./manual-clock.ts";
 import { outcomeOf, scripted, settled } from "./scripted-client.ts";
 import {
   type Chunk,
@@ -20,6 +23,7 @@ import {
   extended,
   holeChunk,
   type Request,
+  ScriptedServer,
   STATUS,
   STATUS_EXT,
   simpleReply,
@@ -251,4 +255,42 @@ test("a reply that comes twice, to a slot that is used again, finds nobody", asy
   await server.request();
   server.send(simpleReply(old.cookie));
   expect(await second).toBeInstanceOf(ConnectionLostError);
+});
+
+test("a second reply finds nobody either while the stream still holds the first one's data", async () => {
+  const { client, server, stream } = await scripted({ handshake: { sizeBytes: 1 << 24 } });
+  const held: (() => void)[] = [];
+  const write = stream.write.bind(stream);
+  stream.write = (bytes, release) => write(bytes, () => void held.push(release ?? (() => {})));
+  const writing = outcomeOf(client.write(0, Buffer.alloc(1 << 20, 0x41)));
+  const { cookie } = await server.request();
+  server.send(structured(cookie, errorChunk(28)), structured(cookie, doneChunk));
+  await settled();
+  expect(client.state).toBe("dead");
+  for (const release of held) release();
+  expect(await writing).toMatchObject({ code: "no-space" });
+});
+
+test("bytes that come after the link was given up touch no buffer any more", async () => {
+  const pair = streamPair();
+  let sink: ByteSink | undefined;
+  const attach = pair.client.attach.bind(pair.client);
+  pair.client.attach = (given) => {
+    sink = given;
+    attach(given);
+  };
+  const server = new ScriptedServer(pair.server);
+  const opening = openNbd(pair.client, new ManualClock(), { exportName: "disk" });
+  await server.handshake();
+  const client = await opening;
+  const into = Buffer.alloc(LENGTH);
+  const reading = outcomeOf(client.read(AT, into));
+  const reply = structured((await server.request()).cookie, dataChunk(AT, BYTES));
+  server.send(reply.subarray(0, 1000));
+  await settled();
+  client.drop("enough");
+  expect(await reading).toBeInstanceOf(ConnectionLostError);
+  into.fill(0);
+  sink?.onBytes(reply.subarray(1000));
+  expect(into.equals(Buffer.alloc(LENGTH))).toBe(true);
 });

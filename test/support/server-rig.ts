@@ -1,14 +1,14 @@
-/** A server over devices in memory, clients in memory, a clock that tests move: the bench that server tests are run on. */
+/** A server over devices in memory, clients in memory, a clock that tests move: what server tests are run on. */
 import type { BlockDevice } from "../../src/block/device.ts";
 import type { NbdExport } from "../../src/nbd/server/export.ts";
 import type { ServerLimits } from "../../src/nbd/server/limits.ts";
 import { NbdServer, type NbdServerOptions } from "../../src/nbd/server/server.ts";
 import type { LogFields, ServerLog } from "../../src/nbd/server/server-log.ts";
 import { ManualClock } from "../unit/nbd/client/manual-clock.ts";
-import { type RawClient, rawClientOver, type GoOptions } from "./raw-client.ts";
+import { type GoOptions, type RawClient, rawClientOver } from "./raw-client.ts";
 import { type PairedStream, type PairOptions, streamPair } from "./stream-pair.ts";
 
-export interface BenchOptions {
+export interface RigOptions {
   readonly device?: BlockDevice;
   /** In place of one writable export named "" over `device`. */
   readonly exports?: readonly NbdExport[];
@@ -24,18 +24,18 @@ export interface LogEntry {
 }
 
 /** One client, with both ends of its stream. */
-export interface BenchClient {
+export interface RigClient {
   readonly client: RawClient;
   readonly near: PairedStream;
   readonly far: PairedStream;
 }
 
-export class NbdBench {
+export class ServerRig {
   readonly clock = new ManualClock();
   readonly log: LogEntry[] = [];
   readonly server: NbdServer;
 
-  constructor(options: BenchOptions) {
+  constructor(options: RigOptions) {
     const { device, exports } = options;
     this.server = new NbdServer({
       clock: this.clock,
@@ -47,7 +47,7 @@ export class NbdBench {
     });
   }
 
-  connect(how: PairOptions = {}): BenchClient {
+  connect(how: PairOptions = {}): RigClient {
     const { client: near, server: far } = streamPair(how);
     const client = rawClientOver(near);
     this.server.accept(far);
@@ -55,7 +55,7 @@ export class NbdBench {
   }
 
   /** A client that is through the handshake. */
-  async open(go: GoOptions = {}, how: PairOptions = {}): Promise<BenchClient> {
+  async open(go: GoOptions = {}, how: PairOptions = {}): Promise<RigClient> {
     const connected = this.connect(how);
     await connected.client.go(go);
     return connected;
