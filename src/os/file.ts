@@ -191,7 +191,9 @@ export class RealFile implements File {
     const calls = this.#calls;
     if (!this.features.punchHole || !calls) return false;
     if (length === 0) return true;
-    const result = await this.#change(offset, offset + length, () => calls.punchHole(this.#fd, offset, length));
+    const result = await this.#change(offset, offset + length, () =>
+      calls.punchHole(this.#lock.owningFd, offset, length),
+    );
     if (isUnsupported(-result)) this.features.punchHole = false;
     return this.#isDone(result, `cannot punch a hole of ${length} bytes at ${offset} into ${this.path}`);
   }
@@ -200,7 +202,9 @@ export class RealFile implements File {
     const calls = this.#calls;
     if (!this.features.zeroRange || !calls) return false;
     if (length === 0) return true;
-    const result = await this.#change(offset, offset + length, () => calls.zeroRange(this.#fd, offset, length));
+    const result = await this.#change(offset, offset + length, () =>
+      calls.zeroRange(this.#lock.owningFd, offset, length),
+    );
     if (isUnsupported(-result)) this.features.zeroRange = false;
     return this.#isDone(result, `cannot zero ${length} bytes at ${offset} of ${this.path}`);
   }

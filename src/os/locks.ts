@@ -54,6 +54,14 @@ export class ImageLock {
   }
 
   /**
+   * What to punch and zero through. On a claimed block device the kernel lets only the claim's owner drop dirty pages, and
+   * that is the open file of the claim.
+   */
+  get owningFd(): number {
+    return this.#claimFd ?? this.#file.fd;
+  }
+
+  /**
    * Repeating what is held does nothing; another mode needs another open file. `FileError` "EAGAIN": somebody else is in
    * the way; "ENOTSUP": no lock of any kind can be had here.
    */
@@ -109,7 +117,7 @@ export class ImageLock {
   async #claim(): Promise<void> {
     const { path, fd } = this.#file;
     try {
-      this.#claimFd = await promisify(fs.open)(path, fs.constants.O_RDONLY | fs.constants.O_EXCL);
+      this.#claimFd = await promisify(fs.open)(path, fs.constants.O_RDWR | fs.constants.O_EXCL);
     } catch (error) {
       if ((error as NodeJS.ErrnoException).code !== "EBUSY") throw fileError(`cannot claim ${path}`, error);
       const why = "it is mounted, or belongs to a volume group, a RAID or another program";

@@ -106,6 +106,21 @@ describe("a block device", () => {
   );
 
   itOnDevice(
+    "punches and zeroes what has just been written, also while we hold the claim",
+    async ({ path }, files) => {
+      await using file = await files.open({ path, writable: true });
+      await file.lock("exclusive");
+      await file.write(MIB, pattern(3 * MIB, 2 * MIB));
+      expect(await file.punchHole(MIB, MIB)).toBe(true);
+      expect(await file.zeroRange(2 * MIB, MIB)).toBe(true);
+      const into = Buffer.alloc(2 * MIB);
+      await file.read(MIB, into);
+      expect(into.equals(Buffer.alloc(2 * MIB))).toBe(true);
+    },
+    withNative,
+  );
+
+  itOnDevice(
     "is locked like a file, and a claim keeps it from being mounted",
     async ({ path }, files) => {
       execFileSync("mkfs.ext4", ["-q", "-F", path]);
