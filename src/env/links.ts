@@ -10,7 +10,7 @@ export type Address =
 export interface ByteSink {
   /** `bytes` are valid until the call returns: they live in a receive buffer that is used again. */
   onBytes(bytes: Uint8Array): void;
-  /** The peer has finished sending. */
+  /** The peer has finished sending. Not called while the stream is paused. */
   onEnd(): void;
   /** The stream is gone; called exactly once, last. `error` is absent after an orderly close. */
   onClose(error?: Error): void;

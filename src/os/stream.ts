@@ -36,7 +36,9 @@ export class SocketStream implements ByteStream {
   #releases: ((() => void) | undefined)[] = [];
   #mustDrain = false;
   #error: Error | undefined;
+  /** The peer has finished sending, and whether the sink was told. */
   #ended = false;
+  #endTold = false;
   #closed = false;
   #wantsPause = false;
   /** Undefined on sockets that bytes may not be put into from the side (TLS). */
@@ -75,7 +77,7 @@ export class SocketStream implements ByteStream {
       sink.onClose(this.#error);
       return;
     }
-    if (!this.#wantsPause) this.#socket.resume();
+    if (!this.#wantsPause) this.resume();
   }
 
   write(bytes: Uint8Array, release?: () => void): void {
@@ -103,6 +105,7 @@ export class SocketStream implements ByteStream {
   resume(): void {
     this.#wantsPause = false;
     if (this.#sink !== undefined) this.#socket.resume();
+    if (this.#ended && !this.#endTold) process.nextTick(this.#tellEnd);
   }
 
   end(): void {
@@ -148,9 +151,15 @@ export class SocketStream implements ByteStream {
   }
 
   readonly #onEnd = (): void => {
-    if (this.#ended) return;
     this.#ended = true;
-    this.#sink?.onEnd();
+    this.#tellEnd();
+  };
+
+  /** A TLS socket says that it ended also while it is paused, once it has nothing left to deliver: that waits, as bytes do. */
+  readonly #tellEnd = (): void => {
+    if (this.#endTold || this.#closed || this.#wantsPause || this.#sink === undefined) return;
+    this.#endTold = true;
+    this.#sink.onEnd();
   };
 
   readonly #onError = (error: Error): void => {

@@ -13,6 +13,9 @@ const DRIVER = join(import.meta.dirname, "libnbd_driver.py");
 /** `block_status`: context, offset, [length, flags, length, flags, …], error. */
 export type StatusCall = [string, number, number[], number];
 
+/** `block_status_64`: context, offset, [length, flags] each, error. */
+export type StatusCall64 = [string, number, [number, number][], number];
+
 /** What `pread_structured` was told: offset, length, kind, error. */
 export type ReadChunk = [number, number, "data" | "hole" | "error", number];
 
@@ -111,6 +114,11 @@ export class NbdHandle implements AsyncDisposable {
 
   async blockStatus(length: number, offset: number, flags = 0): Promise<StatusCall[]> {
     return (await this.call("block_status", length, offset, flags)) as StatusCall[];
+  }
+
+  /** With 64-bit extents, which libnbd has from 1.20 on. */
+  async blockStatus64(length: number, offset: number, flags = 0): Promise<StatusCall64[]> {
+    return (await this.call("block_status_64", length, offset, flags)) as StatusCall64[];
   }
 
   /** Ends the driver, and with it the connection. */

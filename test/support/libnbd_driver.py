@@ -4,12 +4,12 @@ A request is a call of a method of one handle: [method, argument...]. Bytes trav
 {"value", "startMs", "endMs"} or {"errno", "message", "startMs", "endMs"}, the times being those of the calendar.
 
 Methods that take callbacks are wrapped: block_status gives [[context, offset, [length, flags, ...], error]...],
+block_status_64 (libnbd 1.20) the same with [length, flags] as pairs,
 pread_structured gives {"bytes", "chunks": [[offset, length, "data" | "hole" | "error", error]...]}, opt_list gives
 [[name, description]...], and opt_list_meta_context gives names.
 """
 
 import base64
-import errno
 import json
 import sys
 import time
@@ -37,6 +37,17 @@ def block_status(handle, count, offset, flags=0):
         return 0
 
     handle.block_status(count, offset, extent, flags)
+    return found
+
+
+def block_status_64(handle, count, offset, flags=0):
+    found = []
+
+    def extent(context, at, entries, error):
+        found.append([context, at, [list(entry) for entry in entries], error.value])
+        return 0
+
+    handle.block_status_64(count, offset, extent, flags)
     return found
 
 
@@ -70,6 +81,7 @@ WRAPPED = {
     function.__name__: function
     for function in (
         block_status,
+        block_status_64,
         pread_structured,
         opt_list,
         opt_list_meta_context,

@@ -87,8 +87,8 @@ export class Prng {
 }
 
 /** A test that is handed its own generator. When it fails, the command that repeats it is printed. */
-export function itSeeded(title: string, body: (rng: Prng) => void | Promise<void>): void {
-  test(title, async ({ task }) => {
+export function itSeeded(title: string, body: (rng: Prng) => void | Promise<void>, timeoutMs?: number): void {
+  test(title, { ...(timeoutMs !== undefined && { timeout: timeoutMs }) }, async ({ task }) => {
     const seed = runSeed();
     onTestFailed(() => {
       console.error(`repeat with: BLOCKFERRY_SEED=${seed} npm test -- ${task.file.name} -t ${JSON.stringify(title)}`);

@@ -96,7 +96,9 @@ export class ServeProcess implements AsyncDisposable {
 /** Resolves when clients can connect. */
 export async function startServe(options: ServeOptions): Promise<ServeProcess> {
   const { image, socket, flags = [], env = {}, under = [] } = options;
-  const [program = "", ...args] = [...under, BLOCKFERRY, "serve", "-U", socket, ...flags, image];
+  // Whatever becomes of the test, its servers do not outlive it.
+  const serve = [BLOCKFERRY, "serve", "--exit-with-parent", "-U", socket];
+  const [program = "", ...args] = [...under, ...serve, ...flags, image];
   const child = spawn(program, args, {
     env: { ...process.env, ...env },
     stdio: ["ignore", "pipe", "pipe"],

@@ -160,16 +160,19 @@ export class PairedStream implements ByteStream {
   #deliverBytes(other: PairedStream, sink: ByteSink): void {
     const waiting = Math.min(this.#pendingBytes, this.#breakAfterBytes - this.#deliveredBytes, RECEIVE_BYTES);
     const count = Math.min(other.#cut(this.#deliveredBytes, waiting), waiting);
-    this.#fill(other.#receive, count);
+    const usedUp = this.#fill(other.#receive, count);
     this.#deliveredBytes += count;
     sink.onBytes(other.#receive.subarray(0, count));
     other.#receive.fill(GARBAGE, 0, count);
+    // An owner may do anything now, close the stream included.
+    for (const release of usedUp) release();
     if (this.#pendingBytes === 0) this.#sink?.onDrain();
     this.#schedule();
   }
 
-  /** Moves `count` bytes out of the queue; buffers that are used up go back to their owners. */
-  #fill(into: Uint8Array, count: number): void {
+  /** Moves `count` bytes out of the queue; returns the releases of the buffers that are used up. */
+  #fill(into: Uint8Array, count: number): (() => void)[] {
+    const usedUp: (() => void)[] = [];
     for (let at = 0; at < count; ) {
       const first = this.#queue[0];
       if (first === undefined) throw new Error("fewer bytes than counted");
@@ -180,8 +183,9 @@ export class PairedStream implements ByteStream {
       this.#pendingBytes -= step;
       if (first.sent < first.bytes.length) continue;
       this.#queue.shift();
-      first.release?.();
+      if (first.release !== undefined) usedUp.push(first.release);
     }
+    return usedUp;
   }
 
   #deliverEnd(): void {

@@ -18,7 +18,15 @@ export interface SyncCall {
  */
 export function straceSyncs(output: string, inject?: string): string[] {
   const what = ["-f", "-y", "-ttt", "-T", "-e", "trace=fdatasync,fsync", "-e", "signal=none"];
-  return ["strace", "-D", "--seccomp-bpf", ...what, ...(inject === undefined ? [] : ["-e", `inject=${inject}`]), "-o", output];
+  return [
+    "strace",
+    "-D",
+    "--seccomp-bpf",
+    ...what,
+    ...(inject === undefined ? [] : ["-e", `inject=${inject}`]),
+    "-o",
+    output,
+  ];
 }
 
 /** The finished syncs of `path`, in the order of their ends. */
@@ -45,6 +53,9 @@ export function syncCalls(output: string, path: string): SyncCall[] {
 }
 
 /** The successful syncs that began and ended within a client's call. */
-export function syncsDuring(calls: readonly SyncCall[], { startMs, endMs }: { startMs: number; endMs: number }): SyncCall[] {
+export function syncsDuring(
+  calls: readonly SyncCall[],
+  { startMs, endMs }: { startMs: number; endMs: number },
+): SyncCall[] {
   return calls.filter((call) => call.result === "0" && call.startMs >= startMs && call.endMs <= endMs);
 }

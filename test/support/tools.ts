@@ -8,7 +8,7 @@ import { delimiter, join } from "node:path";
 import { type TestContext, test } from "vitest";
 
 /** Debian's Python: the only one that Debian's libnbd binding (module `nbd`) is installed for. */
-export const PYTHON = "/usr/bin/python3";
+export const PYTHON = process.env["BLOCKFERRY_TEST_PYTHON"] ?? "/usr/bin/python3";
 
 /** Things that are not simply a program on PATH. */
 const SPECIAL: Readonly<Record<string, () => boolean>> = {

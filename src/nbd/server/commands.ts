@@ -19,7 +19,7 @@ import {
   NBD_CMD_TRIM,
   NBD_CMD_WRITE_ZEROES,
 } from "../constants.ts";
-import { sendBlockStatus } from "./block-status.ts";
+import { statusBytesMax, statusChunk } from "./block-status.ts";
 import type { ConnectionContext, Flow, Negotiated } from "./connection-context.ts";
 import type { DeviceGuard } from "./guard.ts";
 import type { DataPiece, ReplyEncoder } from "./reply.ts";
@@ -71,6 +71,10 @@ export class CommandRunner {
   /** Counts a request as under way until `end`. */
   begin(): void {
     this.#inFlight++;
+  }
+
+  /** Stops the taking of requests while too many are under way. Not to be called in the middle of a payload. */
+  checkFlow(): void {
     if (this.#inFlight <= this.#setup.context.limits.inFlightMax || this.#blocked) return;
     this.#blocked = true;
     this.#setup.flow.block();
@@ -139,15 +143,14 @@ export class CommandRunner {
 
   async #execute(request: Request): Promise<void> {
     let error = 0;
+    let answered = false;
     try {
-      if (await this.#carryOut(request)) {
-        this.#ended();
-        return;
-      }
+      answered = await this.#carryOut(request);
     } catch (cause) {
       error = this.#guard.errnoOf(cause, request);
     }
-    this.end(request, error, error === 0 ? "" : "the operation failed on the device");
+    if (answered) this.#ended();
+    else this.end(request, error, error === 0 ? "" : "the operation failed on the device");
   }
 
   /** Resolves to true when the reply has been sent already. */
@@ -159,7 +162,7 @@ export class CommandRunner {
       case NBD_CMD_READ:
         return this.#read(request);
       case NBD_CMD_BLOCK_STATUS:
-        return sendBlockStatus(this.#setup, request);
+        return this.#blockStatus(request);
       case NBD_CMD_FLUSH:
         await device.flush();
         return false;
@@ -224,6 +227,29 @@ export class CommandRunner {
     }
     encoder.putDataHeader(buffer, 0, request, piece);
     stream.write(buffer.subarray(0, total), release);
+  }
+
+  /** All contexts are asked before anything is sent, so that a failure is the only reply. */
+  async #blockStatus(request: Request): Promise<boolean> {
+    const { context, negotiated, encoder, stream } = this.#setup;
+    const { contexts } = negotiated;
+    const takenBytes = contexts.length * statusBytesMax(request);
+    await context.account.take(takenBytes);
+    const chunks: Buffer[] = [];
+    try {
+      for (const [index, selected] of contexts.entries()) {
+        chunks.push(await statusChunk(selected, request, { encoder, done: index === contexts.length - 1 }));
+      }
+    } catch (cause) {
+      context.account.giveBack(takenBytes);
+      throw cause;
+    }
+    const reply = Buffer.concat(chunks);
+    context.account.giveBack(takenBytes - reply.length);
+    if (this.#closed) context.account.giveBack(reply.length);
+    else stream.write(reply, () => context.account.giveBack(reply.length));
+    await this.#roomToSend();
+    return true;
   }
 
   #roomToSend(): Promise<void> | undefined {

@@ -55,6 +55,7 @@ export class Connection {
   #deadline: Timer | undefined;
   #receivedBytes = 0;
   readonly #unsent = new Standstill();
+  readonly #returned = new Standstill();
   readonly #owed = new Standstill();
 
   constructor(stream: ByteStream, shared: ServerShared, onStateChange: (connection: Connection) => void) {
@@ -93,9 +94,11 @@ export class Connection {
     const now = this.#shared.clock.nowMs();
     const unsent = this.#stream.pendingBytes;
     const owed = this.#transmission?.owedPayload === true ? 1 + Math.floor(this.#receivedBytes / OWED_STEP_BYTES) : 0;
-    const unsentMs = this.#unsent.lasts(unsent, now);
+    // A busy stream is often seen with the same amount unsent: memory that comes back tells it from one that stands.
+    const returnedMs = this.#returned.lasts(this.#account.returnedBytes, now);
+    const untakenMs = Math.min(this.#unsent.lasts(unsent, now), returnedMs);
     const owedMs = this.#owed.lasts(owed, now);
-    return (unsent > 0 && unsentMs >= periodMs) || (owed > 0 && owedMs >= periodMs);
+    return (unsent > 0 && untakenMs >= periodMs) || (owed > 0 && owedMs >= periodMs);
   }
 
   #advance(to: ConnectionState): void {

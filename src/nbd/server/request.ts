@@ -75,10 +75,15 @@ function u64(high: number, low: number): number {
   return high > 0x1f_ffff ? Number.POSITIVE_INFINITY : high * 0x1_0000_0000 + low;
 }
 
-/** How many payload bytes follow the header. They must be read even when the request is refused. */
+/**
+ * How many payload bytes follow the header. They must be read even when the request is refused.
+ *
+ * An extended WRITE must set PAYLOAD_LEN, but QEMU (10.0, as a client) does not, and sends its payload all the same. QEMU's
+ * own server takes that for granted too; a client that means no payload by it is not known.
+ */
 export function payloadBytes(request: Request, extended: boolean): number {
-  if (extended) return (request.flags & NBD_CMD_FLAG_PAYLOAD_LEN) !== 0 ? request.length : 0;
-  return request.command === NBD_CMD_WRITE ? request.length : 0;
+  if (request.command === NBD_CMD_WRITE) return request.length;
+  return extended && (request.flags & NBD_CMD_FLAG_PAYLOAD_LEN) !== 0 ? request.length : 0;
 }
 
 /** What the connection agreed on, as far as it decides which requests are legal. */
@@ -120,16 +125,8 @@ export function refusal(request: Request, rules: RequestRules): number {
   if (command === NBD_CMD_FLUSH) return offset === 0 && length === 0 ? 0 : NBD_EINVAL;
   if (rules.readOnly && isWriting(command)) return NBD_EPERM;
   if (!(offset + length <= rules.sizeBytes)) return isGrowing(command) ? NBD_ENOSPC : NBD_EINVAL;
-  if (command === NBD_CMD_READ && length > rules.requestBytesMax) return NBD_EINVAL;
-  if (command === NBD_CMD_WRITE) return refusalOfWrite(request, rules);
+  if ((command === NBD_CMD_READ || command === NBD_CMD_WRITE) && length > rules.requestBytesMax) return NBD_EINVAL;
   if (command === NBD_CMD_BLOCK_STATUS && (!rules.blockStatus || length === 0)) return NBD_EINVAL;
-  return 0;
-}
-
-function refusalOfWrite(request: Request, rules: RequestRules): number {
-  if (request.length > rules.requestBytesMax) return NBD_EINVAL;
-  // An extended WRITE without PAYLOAD_LEN announces no payload: there is nothing to write.
-  if (rules.extended && (request.flags & NBD_CMD_FLAG_PAYLOAD_LEN) === 0) return NBD_EINVAL;
   return 0;
 }
 

@@ -143,7 +143,8 @@ export class Transmission implements ByteSink {
         return;
       }
       at += this.#payload.active ? this.#payload.push(chunk, at) : this.#takeHeader(chunk, at);
-      this.#checkFlow();
+      // In the middle of a payload the buffer that it comes into may be all that others wait for.
+      if (!this.#payload.active && !this.#finishing) this.#checkFlow();
     }
   }
 
@@ -258,8 +259,9 @@ export class Transmission implements ByteSink {
     return true;
   }
 
-  /** Stops taking requests when the client has to take replies first. */
+  /** Stops taking requests when too many are under way, or the client has to take replies first. */
   #checkFlow(): void {
+    this.#commands.checkFlow();
     if (this.#waitingForRoom || !this.#writer.full) return;
     this.#waitingForRoom = true;
     this.#block();

@@ -7,7 +7,7 @@ import { NbdHandle } from "../../support/libnbd.ts";
 import { imageDifference, makeImage, pattern } from "../../support/patterns.ts";
 import { runOk } from "../../support/run.ts";
 import { type ServeProcess, startServe } from "../../support/serve-process.ts";
-import { straceSyncs, type SyncCall, syncCalls, syncsDuring } from "../../support/sync-trace.ts";
+import { type SyncCall, straceSyncs, syncCalls, syncsDuring } from "../../support/sync-trace.ts";
 import { type TempDir, tempDir } from "../../support/temp-dir.ts";
 import { itWith } from "../../support/tools.ts";
 import { KiB, MiB } from "./layout.ts";
@@ -55,12 +55,13 @@ itWith(["python3-libnbd"], "kill -9: all that was acknowledged on any connection
     regions.push(region);
     await (i % 2 ? a : b).call("pwrite", pattern(region.offset, region.length, region.salt), region.offset);
   }
+  // What comes before a flush, and what comes after it.
+  await b.call("flush");
   await a.call("zero", 300 * KiB + 5, 5 * MiB + 1);
   regions.push({ offset: 5 * MiB + 1, length: 300 * KiB + 5, salt: 0 });
   // Through another connection, before the end: what one wrote, the other reads.
   const last = regions[40] as { offset: number; length: number; salt: number };
   expect((await a.read(last.length, last.offset)).equals(pattern(last.offset, last.length, last.salt))).toBe(true);
-  await b.call("flush");
   await server.kill();
   expect(imageDifference(image, SIZE, regions)).toBeUndefined();
 });
@@ -118,24 +119,28 @@ itWith(NEEDS, "a server that is told to stop syncs what was written before it go
   expect(vm.syncs().filter(({ startMs, result }) => result === "0" && startMs >= write.endMs)).not.toHaveLength(0);
 });
 
-itWith([...NEEDS, "qemu-io"], "after one failed fdatasync every flush and write fails until the server is started anew", async () => {
-  await using vm = await traced("fdatasync:error=EIO:when=1");
-  await using nbd = await NbdHandle.connect(vm.server.uri);
-  await using other = await NbdHandle.connect(vm.server.uri);
-  expect(await nbd.errnoOf("pwrite", pattern(0, 512, 2), 0)).toBe("OK");
-  expect(await nbd.errnoOf("flush")).toBe("EIO");
-  expect(vm.syncs().map(({ result }) => result)).toEqual(["-1 EIO"]);
-  // The kernel would call the next one a success: it must not be asked.
-  for (const client of [nbd, other]) {
-    expect(await client.errnoOf("flush")).toBe("EIO");
-    expect(await client.errnoOf("pwrite", pattern(0, 512, 2), 0)).toBe("EIO");
-    expect(await client.errnoOf("pwrite", pattern(0, 512, 2), 0, FUA)).toBe("EIO");
-    expect(await client.errnoOf("zero", 512, 0)).toBe("EIO");
-    expect((await client.read(512, 4096)).equals(pattern(4096, 512))).toBe(true);
-  }
-  expect(vm.syncs()).toHaveLength(1);
-  await Promise.all([nbd, other].map((client) => client[Symbol.asyncDispose]()));
-  expect(await vm.server.stop()).not.toBe(0);
-  await using fresh = await startServe({ image: vm.image, socket: vm.server.socket });
-  await runOk(["qemu-io", "-f", "raw", "-c", "write -f 0 4k", "-c", "flush", fresh.uri]);
-});
+itWith(
+  [...NEEDS, "qemu-io"],
+  "after one failed fdatasync every flush and write fails until the server is started anew",
+  async () => {
+    await using vm = await traced("fdatasync:error=EIO:when=1");
+    await using nbd = await NbdHandle.connect(vm.server.uri);
+    await using other = await NbdHandle.connect(vm.server.uri);
+    expect(await nbd.errnoOf("pwrite", pattern(0, 512, 2), 0)).toBe("OK");
+    expect(await nbd.errnoOf("flush")).toBe("EIO");
+    expect(vm.syncs().map(({ result }) => result)).toEqual(["-1 EIO"]);
+    // The kernel would call the next one a success: it must not be asked.
+    for (const client of [nbd, other]) {
+      expect(await client.errnoOf("flush")).toBe("EIO");
+      expect(await client.errnoOf("pwrite", pattern(0, 512, 2), 0)).toBe("EIO");
+      expect(await client.errnoOf("pwrite", pattern(0, 512, 2), 0, FUA)).toBe("EIO");
+      expect(await client.errnoOf("zero", 512, 0)).toBe("EIO");
+      expect((await client.read(512, 4096)).equals(pattern(4096, 512))).toBe(true);
+    }
+    expect(vm.syncs()).toHaveLength(1);
+    await Promise.all([nbd, other].map((client) => client[Symbol.asyncDispose]()));
+    expect(await vm.server.stop()).not.toBe(0);
+    await using fresh = await startServe({ image: vm.image, socket: vm.server.socket });
+    await runOk(["qemu-io", "-f", "raw", "-c", "write -f 0 4k", "-c", "flush", fresh.uri]);
+  },
+);

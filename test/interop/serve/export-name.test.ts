@@ -3,7 +3,7 @@
  * 50 MB, as the reference implementation's tester sends them. And requests that no client should send.
  */
 import { afterAll, beforeAll, expect, test } from "vitest";
-import { CMD, ERR, option, OPT, request } from "../../support/nbd-wire.ts";
+import { CMD, ERR, OPT, option, request } from "../../support/nbd-wire.ts";
 import { fileBytes, firstDifference, makeImage, pattern } from "../../support/patterns.ts";
 import { dialRaw, type RawClient } from "../../support/raw-client.ts";
 import { type ServeProcess, startServe } from "../../support/serve-process.ts";

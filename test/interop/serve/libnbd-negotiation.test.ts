@@ -91,23 +91,27 @@ itWith(NEEDS, "only contexts that were selected are reported, and only with stru
   expect(await simple.errnoOf("pread", 512, 0)).toBe("OK");
 });
 
-itWith(NEEDS, "block status tells the file's runs from any offset on; REQ_ONE gives one, within the request", async () => {
-  await using nbd = await NbdHandle.connect(server.uri, { before: [["add_meta_context", "base:allocation"]] });
-  const runs = runsOf(SPARSE_BYTES, SPARSE_REGIONS);
-  const entries = (from: number, to: number) =>
-    runs
-      .map(({ start, length, hole }) => [Math.min(start + length, to) - Math.max(start, from), hole ? 3 : 0] as const)
-      .filter(([length]) => length > 0)
-      .flat();
-  expect(await nbd.blockStatus(SPARSE_BYTES, 0)).toEqual([["base:allocation", 0, entries(0, SPARSE_BYTES), 0]]);
-  const from = 700_001;
-  const to = 4_500_007;
-  expect(await nbd.blockStatus(to - from, from)).toEqual([["base:allocation", from, entries(from, to), 0]]);
-  for (const { start, length, hole } of runs) {
-    const [first] = await nbd.blockStatus(Math.min(length, 1000), start, REQ_ONE);
-    expect(first).toEqual(["base:allocation", start, [Math.min(length, 1000), hole ? 3 : 0], 0]);
-  }
-});
+itWith(
+  NEEDS,
+  "block status tells the file's runs from any offset on; REQ_ONE gives one, within the request",
+  async () => {
+    await using nbd = await NbdHandle.connect(server.uri, { before: [["add_meta_context", "base:allocation"]] });
+    const runs = runsOf(SPARSE_BYTES, SPARSE_REGIONS);
+    const entries = (from: number, to: number) =>
+      runs
+        .map(({ start, length, hole }) => [Math.min(start + length, to) - Math.max(start, from), hole ? 3 : 0] as const)
+        .filter(([length]) => length > 0)
+        .flat();
+    expect(await nbd.blockStatus(SPARSE_BYTES, 0)).toEqual([["base:allocation", 0, entries(0, SPARSE_BYTES), 0]]);
+    const from = 700_001;
+    const to = 4_500_007;
+    expect(await nbd.blockStatus(to - from, from)).toEqual([["base:allocation", from, entries(from, to), 0]]);
+    for (const { start, length, hole } of runs) {
+      const [first] = await nbd.blockStatus(Math.min(length, 1000), start, REQ_ONE);
+      expect(first).toEqual(["base:allocation", start, [Math.min(length, 1000), hole ? 3 : 0], 0]);
+    }
+  },
+);
 
 itWith(NEEDS, "handshake flags may be left out: oldest and newest clients are served", async () => {
   // 0: neither fixed newstyle nor no-zeroes, so libnbd falls back to EXPORT_NAME and reads the 124 zeroes.

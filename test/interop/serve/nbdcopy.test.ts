@@ -82,13 +82,17 @@ itWith(["nbdcopy"], "a size that is no multiple of anything, in small synchronou
   expect(imageDifference(odd, oddBytes, [{ offset: 0, length: oddBytes, salt: 1 }])).toBeUndefined();
 });
 
-itWith(["nbdcopy"], "a server started by nbdcopy, on a socket that it hands over, serves and ends with it", async () => {
-  makeImage(local, SPARSE_BYTES, [{ offset: 0, length: SPARSE_BYTES, salt: 98 }]);
-  await runOk(["nbdcopy", "--", "[", BLOCKFERRY, "serve", "-r", local, "]", "null:"]);
-  await runOk(["nbdcopy", "--", "[", BLOCKFERRY, "serve", "-r", local, "]", folder.file("activated.img")]);
-  const expected = [{ offset: 0, length: SPARSE_BYTES, salt: 98 }];
-  expect(imageDifference(folder.file("activated.img"), SPARSE_BYTES, expected)).toBeUndefined();
-});
+itWith(
+  ["nbdcopy"],
+  "a server started by nbdcopy, on a socket that it hands over, serves and ends with it",
+  async () => {
+    makeImage(local, SPARSE_BYTES, [{ offset: 0, length: SPARSE_BYTES, salt: 98 }]);
+    await runOk(["nbdcopy", "--", "[", BLOCKFERRY, "serve", "-r", local, "]", "null:"]);
+    await runOk(["nbdcopy", "--", "[", BLOCKFERRY, "serve", "-r", local, "]", folder.file("activated.img")]);
+    const expected = [{ offset: 0, length: SPARSE_BYTES, salt: 98 }];
+    expect(imageDifference(folder.file("activated.img"), SPARSE_BYTES, expected)).toBeUndefined();
+  },
+);
 
 itWith(["nbdcopy", "nbdinfo"], "socket activation works for writing and for nbdinfo", async () => {
   const image = folder.file("activated-target.img");

@@ -47,7 +47,22 @@ itWith(["qemu-img"], "convert from an export to qcow2 and back into another expo
 
 itWith(["qemu-img"], "convert into an export with out-of-order writes and 16 coroutines", async () => {
   await using to = await serveTarget();
-  await runOk(["qemu-img", "convert", "-n", "-W", "-m", "16", "-t", "writeback", "-f", "raw", "-O", "raw", source, to.uri]);
+  await runOk([
+    "qemu-img",
+    "convert",
+    "-n",
+    "-W",
+    "-m",
+    "16",
+    "-t",
+    "writeback",
+    "-f",
+    "raw",
+    "-O",
+    "raw",
+    source,
+    to.uri,
+  ]);
   expect(imageDifference(target, SPARSE_BYTES, SPARSE_REGIONS)).toBeUndefined();
   expect(parseQemuMap(await runOk(["qemu-img", "map", "--output=json", "-f", "raw", to.uri]))).toEqual(
     runsOf(SPARSE_BYTES, SPARSE_REGIONS),

@@ -103,7 +103,10 @@ function dissect(received: Buffer, dialect: WireDialect): Omit<Session, "content
   }
   const handshake = received.toString("hex", 0, at);
   const replies = new Map<bigint, string>();
-  const readLength = (cookie: bigint) => Number(REQUESTS[Number(cookie) - 1]?.length ?? 0);
+  const readLength = (cookie: bigint) => {
+    const asked = REQUESTS[Number(cookie) - 1];
+    return asked?.command === CMD.READ ? Number(asked.length) : 0;
+  };
   while (at < received.length) {
     const chunk = parseChunk(received, at, { dialect, readLength });
     if (chunk === undefined) throw new Error("the last reply is incomplete");

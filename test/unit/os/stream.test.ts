@@ -1,0 +1,3 @@
+import { describeStreams } from "./stream-rules.ts";
+
+describeStreams("with native calls where there are any");
