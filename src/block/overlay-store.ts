@@ -8,9 +8,12 @@ export interface OverlayStore extends BlockDevice {
   readonly clusterBytes: number;
   /** The store's own view of whether it holds the cluster; formats without one (raw) answer `undefined`. */
   isLocal(cluster: number): boolean | undefined;
-  /** Stores a whole cluster that came from the backing. Not durable before `commit`. */
+  /**
+   * Stores whole clusters that came from the backing: `cluster` and as many after it as `from` has bytes for; the last of
+   * the device may be short. Not durable before `commit`.
+   */
   putFetched(cluster: number, from: Uint8Array): Promise<void>;
-  /** Stores guest data inside one cluster, at a byte offset of the device. Not durable before `commit`. */
+  /** Stores guest data at a byte offset of the device, across any number of clusters. Not durable before `commit`. */
   putWritten(offset: number, from: Uint8Array): Promise<void>;
   /** Makes a whole cluster read as zeroes, locally. Not durable before `commit`. */
   zero(cluster: number): Promise<void>;

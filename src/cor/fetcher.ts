@@ -1,0 +1,248 @@
+/**
+ * Brings clusters from the backing. No lock is held while a request is on the way, only a claim; what comes is stored
+ * where the claim is still good. A demand read gets its bytes before they are stored. It joins another demand fetch of
+ * the same clusters, but never waits for a background fetch: it is asked again, and the later reply finds the claim gone.
+ */
+import { BlockError } from "../block/error.ts";
+import { isZero } from "../util/zeroes.ts";
+import type { Claim } from "./claims.ts";
+import { addTo, bytesOf, clustersOf, type OverlayParts, runOf } from "./parts.ts";
+
+const REQUEST_BYTES_MAX = 1024 * 1024;
+/** Replies handed to guests and not stored yet; beyond it a demand read waits for its own store write. */
+const BACKLOG_BYTES_MAX = 16 * 1024 * 1024;
+/** Fetched data between two commits, so that a guest's flush never waits for more of ours. */
+const UNSYNCED_BYTES_MAX = 64 * 1024 * 1024;
+
+export interface Fetched {
+  readonly claim: Claim;
+  readonly bytes: Uint8Array;
+}
+
+interface Demand {
+  readonly first: number;
+  readonly last: number;
+  readonly bytes: Promise<Uint8Array>;
+}
+
+export class Fetcher {
+  readonly #parts: OverlayParts;
+  readonly #unitClusters: number;
+  readonly #demands = new Set<Demand>();
+  readonly #storing = new Set<Promise<void>>();
+  #backlogBytes = 0;
+  #unsyncedBytes = 0;
+  /** Demand replies that could not be stored: they reached the guest, and will be fetched again. */
+  storeFailures = 0;
+
+  /** `unitBytes`: a demand read brings the missing clusters of its whole unit. */
+  constructor(parts: OverlayParts, unitBytes: number) {
+    this.#parts = parts;
+    this.#unitClusters = Math.max(1, Math.floor(unitBytes / parts.clusterBytes));
+  }
+
+  /** Fills `into` from clusters that were missing when this was called. */
+  async read(offset: number, into: Uint8Array): Promise<void> {
+    const { clusterBytes } = this.#parts;
+    const step = Math.max(clusterBytes, REQUEST_BYTES_MAX);
+    const jobs: Promise<void>[] = [];
+    for (let done = 0; done < into.length; ) {
+      const at = offset + done;
+      const length = Math.min(into.length - done, step - (at % step));
+      jobs.push(this.#readPiece(at, into.subarray(done, done + length)));
+      done += length;
+    }
+    await allSettled(jobs);
+  }
+
+  /** One cluster, claimed but not stored. The caller releases the claim. */
+  async cluster(cluster: number): Promise<Fetched> {
+    const claim = this.#parts.claims.take(cluster, 1);
+    try {
+      return { claim, bytes: await this.#request(claim, true) };
+    } catch (error) {
+      this.#parts.claims.release(claim);
+      throw error;
+    }
+  }
+
+  /** Fetches and stores what is missing of the clusters, by requests of at most 1 MiB. Resolves to the bytes stored. */
+  async background(first: number, count: number): Promise<number> {
+    return this.#eachMissing(first, count, async (from, to) => {
+      const claim = this.#parts.claims.take(from, to - from + 1);
+      try {
+        return await this.#store(claim, await this.#request(claim, false));
+      } finally {
+        this.#parts.claims.release(claim);
+      }
+    });
+  }
+
+  /** As `background`, for clusters that the backing has as zeroes. */
+  async backgroundZero(first: number, count: number): Promise<number> {
+    return this.#eachMissing(first, count, async (from, to) => {
+      const claim = this.#parts.claims.take(from, to - from + 1);
+      try {
+        return await this.#store(claim, undefined);
+      } finally {
+        this.#parts.claims.release(claim);
+      }
+    });
+  }
+
+  /** Waits until every reply is stored. */
+  async drain(): Promise<void> {
+    while (this.#storing.size > 0) await Promise.all(this.#storing);
+  }
+
+  async #eachMissing(
+    first: number,
+    count: number,
+    bring: (from: number, to: number) => Promise<number>,
+  ): Promise<number> {
+    const { presence, clusterBytes, commit } = this.#parts;
+    const stepClusters = Math.max(1, REQUEST_BYTES_MAX / clusterBytes);
+    const last = Math.min(first + count, presence.clusters) - 1;
+    let stored = 0;
+    for (let at = first; at <= last; ) {
+      commit.check();
+      const run = await runOf(presence, at, Math.min(last, at + stepClusters - 1));
+      if (!run.present) stored += await bring(at, run.last);
+      at = run.last + 1;
+      if (this.#unsyncedBytes < UNSYNCED_BYTES_MAX && !presence.crowded) continue;
+      this.#unsyncedBytes = 0;
+      await commit.full();
+    }
+    return stored;
+  }
+
+  async #readPiece(offset: number, into: Uint8Array): Promise<void> {
+    const [first, last] = clustersOf(this.#parts, offset, into.length);
+    const demand = this.#joinable(first, last) ?? this.#demand(first, last);
+    const bytes = await demand.bytes;
+    const skip = offset - demand.first * this.#parts.clusterBytes;
+    into.set(bytes.subarray(skip, skip + into.length));
+    if (this.#backlogBytes > BACKLOG_BYTES_MAX) await this.drain();
+  }
+
+  #joinable(first: number, last: number): Demand | undefined {
+    for (const demand of this.#demands) if (demand.first <= first && demand.last >= last) return demand;
+    return undefined;
+  }
+
+  #demand(wantedFirst: number, wantedLast: number): Demand {
+    const [first, last] = this.#unitAround(wantedFirst, wantedLast);
+    const claim = this.#parts.claims.take(first, last - first + 1);
+    const demand: Demand = { first, last, bytes: this.#request(claim, true) };
+    this.#demands.add(demand);
+    const whole = demand.bytes
+      .then((bytes) => {
+        this.#demands.delete(demand);
+        return this.#storeDemand(claim, bytes);
+      })
+      .catch((error: unknown) => {
+        // The reader has been told of what the backing said. Anything else is a bug, and `drain` says so.
+        if (!(error instanceof BlockError)) throw error;
+      })
+      .finally(() => {
+        this.#demands.delete(demand);
+        this.#storing.delete(whole);
+        this.#parts.claims.release(claim);
+      });
+    this.#storing.add(whole);
+    return demand;
+  }
+
+  async #storeDemand(claim: Claim, bytes: Uint8Array): Promise<void> {
+    this.#backlogBytes += bytes.length;
+    try {
+      if (this.#parts.commit.latched) return;
+      await this.#store(claim, bytes);
+      if (this.#unsyncedBytes >= UNSYNCED_BYTES_MAX || this.#parts.presence.crowded) {
+        this.#unsyncedBytes = 0;
+        this.#parts.commit.kick();
+      }
+    } catch (error) {
+      this.storeFailures += 1;
+      throw error;
+    } finally {
+      this.#backlogBytes -= bytes.length;
+    }
+  }
+
+  /** The unit that holds the clusters, cut down to the missing ones around them, as far as memory can tell. */
+  #unitAround(first: number, last: number): [first: number, last: number] {
+    const { presence } = this.#parts;
+    const unit = this.#unitClusters;
+    const from = Math.floor(first / unit) * unit;
+    const to = Math.min((Math.floor(last / unit) + 1) * unit, presence.clusters) - 1;
+    let start = first;
+    while (start > from && presence.has(start - 1) === false) start -= 1;
+    let end = last;
+    while (end < to && presence.has(end + 1) === false) end += 1;
+    return [start, end];
+  }
+
+  async #request(claim: Claim, demand: boolean): Promise<Uint8Array> {
+    const [start, end] = bytesOf(this.#parts, claim.first, claim.first + claim.count - 1);
+    const bytes = new Uint8Array(end - start);
+    await (demand ? this.#parts.backing : this.#parts.background).read(start, bytes);
+    return bytes;
+  }
+
+  /** Stores a reply (`undefined`: zeroes) where its claim is good. Resolves to the bytes stored. */
+  async #store(claim: Claim, bytes: Uint8Array | undefined): Promise<number> {
+    const { locks, chaos } = this.#parts;
+    const last = claim.first + claim.count - 1;
+    let unlock = await locks.take(claim.first, last);
+    let stored = 0;
+    try {
+      for (let at = claim.first; at <= last; ) {
+        const end = await this.#goodUntil(claim, at);
+        if (chaos.on("cor/check-without-lock")) {
+          unlock();
+          unlock = await locks.take(claim.first, last);
+        }
+        if (end >= at) stored += await this.#put(claim, bytes, [at, end]);
+        at = Math.max(end, at) + 1;
+      }
+    } finally {
+      unlock();
+    }
+    this.#unsyncedBytes += stored;
+    return stored;
+  }
+
+  /** The last of the clusters from `from` on that may be stored; `from` − 1: not even that. The lock is held. */
+  async #goodUntil(claim: Claim, from: number): Promise<number> {
+    const last = claim.first + claim.count - 1;
+    if (this.#parts.chaos.on("cor/fetch-overwrites-newer")) return last;
+    const run = await runOf(this.#parts.presence, from, last);
+    let at = from;
+    while (!run.present && at <= run.last && claim.isGood(at)) at += 1;
+    return at - 1;
+  }
+
+  async #put(claim: Claim, bytes: Uint8Array | undefined, [from, to]: readonly [number, number]): Promise<number> {
+    const { store, presence, claims, chaos, commit } = this.#parts;
+    const [origin] = bytesOf(this.#parts, claim.first, claim.first);
+    const [start, end] = bytesOf(this.#parts, from, to);
+    if (chaos.on("cor/bit-at-request")) await addTo(presence, from, to);
+    try {
+      const part = bytes?.subarray(start - origin, end - origin);
+      if (part !== undefined && !isZero(part)) await store.putFetched(from, part);
+      else if (!chaos.on("cor/zero-without-punch")) await store.writeZeroes(start, end - start);
+    } catch (error) {
+      throw commit.failed(error);
+    }
+    await addTo(presence, from, to);
+    claims.void(from, to);
+    return end - start;
+  }
+}
+
+/** Waits for all, then throws the first failure: a caller's buffer must not be in use when its promise settles. */
+export async function allSettled(jobs: readonly Promise<void>[]): Promise<void> {
+  if (jobs.length === 1) return jobs[0];
+  for (const outcome of await Promise.allSettled(jobs)) if (outcome.status === "rejected") throw outcome.reason;
+}

@@ -1,0 +1,177 @@
+/**
+ * Makes and opens overlays: IMAGE with IMAGE.map and IMAGE.log beside it. Who keeps the image is the caller's to say: it
+ * brings a store that carries the map's uuid and refuses another one, so that an image and a map that do not belong
+ * together are never used.
+ *
+ * Making one: the map, state "new" → the image, carrying its uuid → the map's state "clean" (published). A crash in
+ * between leaves a map in state "new", of which nothing was ever served; `createOverlay` then takes its uuid and goes on.
+ */
+import type { BlockDevice } from "../block/device.ts";
+import type { OverlayStore } from "../block/overlay-store.ts";
+import type { Env } from "../env/env.ts";
+import { FileError } from "../env/files.ts";
+import { Commit } from "./commit.ts";
+import { OverlayRefusedError } from "./errors.ts";
+import { type IntentLog, openIntentLog } from "./intent-log.ts";
+import { createMap, type MapFile, openMap } from "./map-file.ts";
+import { clusterCount, isClusterSize, type Superblock, UUID_BYTES } from "./map-format.ts";
+import { Overlay } from "./overlay.ts";
+import { addTo } from "./parts.ts";
+import { Presence } from "./presence.ts";
+
+type OverlayEnv = Pick<Env, "files" | "random" | "chaos">;
+
+export const CLUSTER_BYTES_DEFAULT = 4096;
+
+export interface CreateOverlayOptions {
+  /** The image; the map is `IMAGE.map`. */
+  readonly path: string;
+  readonly sizeBytes: number;
+  readonly clusterBytes?: number;
+  /** What tells the source's disk from another; empty when it has nothing that does. */
+  readonly sourceIdentity: string;
+  readonly term?: number;
+  /**
+   * Makes a new image that carries the uuid, durable with its directory when resolved; nothing is left of it when this
+   * rejects. `begun`: an earlier call with the same uuid may have got anywhere; what it made is to be finished. Must
+   * refuse to touch any other image.
+   */
+  readonly createImage: (uuid: Uint8Array, begun: boolean) => Promise<void>;
+}
+
+export interface OpenOverlayOptions {
+  readonly path: string;
+  readonly backing: BlockDevice;
+  readonly background?: BlockDevice;
+  /** When given, it must be what the map says. */
+  readonly sourceIdentity?: string;
+  readonly bootId: string;
+  readonly fetchUnitBytes?: number;
+  /** Guest writes of missing clusters until a commit is forced. */
+  readonly logHalfRecords?: number;
+  /** Opens the store for the map. Must refuse an image that does not carry the map's uuid, unless the map is complete. */
+  readonly openStore: (map: Superblock) => Promise<OverlayStore>;
+}
+
+export function mapPath(image: string): string {
+  return `${image}.map`;
+}
+
+export function logPath(image: string): string {
+  return `${image}.log`;
+}
+
+/** Makes image and map. Throws `OverlayRefusedError("exists")` when there is a map that has been used. */
+export async function createOverlay(env: OverlayEnv, options: CreateOverlayOptions): Promise<void> {
+  const { path, sizeBytes, clusterBytes = CLUSTER_BYTES_DEFAULT, sourceIdentity, term = 0 } = options;
+  if (!isClusterSize(clusterBytes)) throw new RangeError(`bad cluster size ${clusterBytes}`);
+  const uuid = new Uint8Array(UUID_BYTES);
+  env.random.fill(uuid);
+  const left = await unpublished(env, path);
+  if (left === undefined) await createMap(env, mapPath(path), { uuid, sizeBytes, clusterBytes, sourceIdentity, term });
+  const map = await openMap(env, mapPath(path));
+  try {
+    const now = map.superblock;
+    if (now.sizeBytes !== sizeBytes || now.clusterBytes !== clusterBytes || now.sourceIdentity !== sourceIdentity) {
+      const message = `${map.path} was begun for another disk`;
+      throw new OverlayRefusedError("mismatch", message, `remove ${path} and ${map.path}, which hold nothing yet`);
+    }
+    await makeImage(env, map, { begun: left !== undefined, createImage: options.createImage });
+    await map.update({ state: "clean" });
+  } finally {
+    await map.close();
+  }
+}
+
+interface MakeImage extends Pick<CreateOverlayOptions, "createImage"> {
+  readonly begun: boolean;
+}
+
+async function makeImage(env: OverlayEnv, map: MapFile, { begun, createImage }: MakeImage): Promise<void> {
+  try {
+    await createImage(map.superblock.uuid, begun);
+  } catch (error) {
+    // Only what this call has made is removed.
+    if (!begun) await env.files.unlink(map.path).catch(() => undefined);
+    throw error;
+  }
+}
+
+/** The superblock of a map that an interrupted `createOverlay` left. */
+async function unpublished(env: OverlayEnv, path: string): Promise<Superblock | undefined> {
+  if (!(await env.files.exists(mapPath(path)))) return undefined;
+  const map = await openMap(env, mapPath(path));
+  await map.close();
+  if (map.superblock.state === "new") return map.superblock;
+  throw new OverlayRefusedError("exists", `${map.path} exists already`, "resume that overlay, or choose another name");
+}
+
+/** Opens an overlay and makes what survived durable, before anything is served. Throws `OverlayRefusedError`. */
+export async function openOverlay(env: OverlayEnv, options: OpenOverlayOptions): Promise<Overlay> {
+  const { path, backing, background = backing, bootId, fetchUnitBytes, logHalfRecords } = options;
+  const unit = fetchUnitBytes === undefined ? {} : { fetchUnitBytes };
+  const logOptions = logHalfRecords === undefined ? {} : { halfRecords: logHalfRecords };
+  const map = await openPublished(env, path);
+  const opened: { close(): Promise<void> }[] = [map];
+  try {
+    checkMatches(map, options);
+    const store = await options.openStore(map.superblock);
+    opened.push(store);
+    const { uuid, state, sizeBytes, clusterBytes } = map.superblock;
+    if (store.sizeBytes !== sizeBytes || store.clusterBytes !== clusterBytes || backing.sizeBytes !== sizeBytes) {
+      const message = `${path}, its map and its backing do not have the same size`;
+      throw new OverlayRefusedError("mismatch", message, "connect to the source that it was made from");
+    }
+    const { log, records } = await openIntentLog(env, { path: logPath(path), uuid, bootId, ...logOptions });
+    opened.push(log);
+    const presence = new Presence(map, clusterCount(sizeBytes, clusterBytes));
+    await presence.open(state !== "clean" && !env.chaos.on("cor/rewrite-skipped"));
+    // Before the first change: from now on, whoever opens the map must not take its page cache for the disk.
+    if (state !== "complete") await map.update({ state: "open" });
+    await replay({ presence, records, store, map, log, chaos: env.chaos });
+    return new Overlay({ store, map, log, presence, backing, background, chaos: env.chaos, ...unit });
+  } catch (error) {
+    for (const resource of opened.reverse()) await resource.close();
+    throw error;
+  }
+}
+
+interface Replay {
+  readonly presence: Presence;
+  readonly records: readonly { first: number; count: number }[];
+  readonly store: OverlayStore;
+  readonly map: MapFile;
+  readonly log: IntentLog;
+  readonly chaos: Env["chaos"];
+}
+
+/** What the log knows is local, and is made durable by a commit of its own. */
+async function replay({ presence, records, ...parts }: Replay): Promise<void> {
+  for (const { first, count } of records) {
+    if (first + count <= presence.clusters) await addTo(presence, first, first + count - 1);
+  }
+  if (!presence.settled) await new Commit({ presence, ...parts }).full();
+}
+
+async function openPublished(env: OverlayEnv, path: string): Promise<MapFile> {
+  let map: MapFile;
+  try {
+    map = await openMap(env, mapPath(path));
+  } catch (error) {
+    if (!(error instanceof FileError)) throw error;
+    if (error.code !== "ENOENT") {
+      throw new OverlayRefusedError("io", error.message, "stop whoever uses it, or check the file", { cause: error });
+    }
+    const hint = "restore the map: without it nobody can tell what the image holds";
+    throw new OverlayRefusedError("map-missing", `there is no ${mapPath(path)}`, hint, { cause: error });
+  }
+  if (map.superblock.state !== "new") return map;
+  await map.close();
+  throw new OverlayRefusedError("map-missing", `${map.path} was never finished`, "create the overlay again");
+}
+
+function checkMatches(map: MapFile, { sourceIdentity }: OpenOverlayOptions): void {
+  if (sourceIdentity === undefined || sourceIdentity === map.superblock.sourceIdentity) return;
+  const message = `${map.path} belongs to another source disk`;
+  throw new OverlayRefusedError("mismatch", message, "connect to the source that it was made from");
+}

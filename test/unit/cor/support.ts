@@ -1,0 +1,60 @@
+/** An overlay on raw files in memory, over a backing that can be held. */
+
+import type { BlockDevice } from "../../../src/block/device.ts";
+import { MemoryDevice } from "../../../src/block/memory.ts";
+import type { CorChaosPoint } from "../../../src/cor/chaos-points.ts";
+import type { Overlay } from "../../../src/cor/overlay.ts";
+import { createOverlay, openOverlay } from "../../../src/cor/overlay-files.ts";
+import type { Files } from "../../../src/env/files.ts";
+import { createRawOverlay, openRawOverlay } from "../../../src/image/raw-overlay.ts";
+import { Prng } from "../../support/seed.ts";
+
+export const IMAGE = "/vm/disk.raw";
+export const CLUSTER = 4096;
+
+export interface World {
+  readonly files: Files;
+  readonly random: { next(): number; fill(into: Uint8Array): void };
+  readonly chaos: { on(point: string): boolean };
+}
+
+export function world(files: Files, ...mutants: CorChaosPoint[]): World {
+  const rng = new Prng(7, "overlay");
+  const random = { next: () => rng.float(), fill: (into: Uint8Array) => rng.fill(into) };
+  return { files, random, chaos: { on: (point) => mutants.some((mutant) => mutant === point) } };
+}
+
+export async function create(env: World, sizeBytes: number, clusterBytes = CLUSTER): Promise<void> {
+  const createImage = (uuid: Uint8Array, begun: boolean) =>
+    createRawOverlay(env, { path: IMAGE, sizeBytes, uuid, begun });
+  await createOverlay(env, { path: IMAGE, sizeBytes, clusterBytes, sourceIdentity: "disk A", createImage });
+}
+
+export interface OpenWish {
+  readonly backing: BlockDevice;
+  readonly background?: BlockDevice;
+  readonly bootId?: string;
+  readonly fetchUnitBytes?: number;
+  readonly logHalfRecords?: number;
+}
+
+export function open(env: World, { bootId = "boot 1", ...wish }: OpenWish): Promise<Overlay> {
+  return openOverlay(env, {
+    path: IMAGE,
+    sourceIdentity: "disk A",
+    bootId,
+    ...wish,
+    openStore: ({ sizeBytes, uuid, clusterBytes, state }) =>
+      openRawOverlay(env, { path: IMAGE, sizeBytes, uuid, clusterBytes, complete: state === "complete" }),
+  });
+}
+
+export function memory(content: Uint8Array): MemoryDevice {
+  return new MemoryDevice({ sizeBytes: content.length, content });
+}
+
+export async function readAll(device: BlockDevice, offset: number, length: number): Promise<Uint8Array> {
+  const into = new Uint8Array(length);
+  await device.read(offset, into);
+  return into;
+}
