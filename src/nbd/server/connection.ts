@@ -53,6 +53,7 @@ export class Connection {
   #stream: ByteStream;
   #transmission: Transmission | undefined;
   #deadline: Timer | undefined;
+  #lingerMs: number;
   #receivedBytes = 0;
   readonly #unsent = new Standstill();
   readonly #returned = new Standstill();
@@ -62,6 +63,7 @@ export class Connection {
     this.#shared = shared;
     this.#stream = stream;
     this.#onStateChange = onStateChange;
+    this.#lingerMs = shared.limits.lingerMs;
     this.#account = shared.budget.openAccount();
     this.#deadline = shared.clock.setTimer(shared.limits.handshakeTimeoutMs, () => this.#handshakeTooLong());
     this.#beginHandshake();
@@ -77,8 +79,10 @@ export class Connection {
 
   /** Takes no more requests, answers those under way, closes. */
   finish(): void {
+    this.#lingerMs = this.#shared.limits.closingLingerMs;
     if (this.#state === "transmission") this.#transmission?.finish();
-    else if (this.#state !== "leaving") this.destroy("the server is closing");
+    else if (this.#state === "leaving") this.#linger(Number.POSITIVE_INFINITY);
+    else this.destroy("the server is closing");
   }
 
   /** Closes at once, whatever is under way. */
@@ -195,7 +199,7 @@ export class Connection {
 
   #linger(unsentBytes: number): void {
     this.#deadline?.cancel();
-    this.#deadline = this.#shared.clock.setTimer(this.#shared.limits.lingerMs, () => {
+    this.#deadline = this.#shared.clock.setTimer(this.#lingerMs, () => {
       const { pendingBytes } = this.#stream;
       if (pendingBytes > 0 && pendingBytes < unsentBytes) this.#linger(pendingBytes);
       else this.destroy("the client does not close its side");

@@ -20,6 +20,8 @@ export interface ServerLimits {
   readonly stalledMs: number;
   /** A client that we are done with has so long to close its side; longer while it takes what is left of its replies. */
   readonly lingerMs: number;
+  /** The same while the server is closing: an idle client may not notice, and a restart should not wait for it. */
+  readonly closingLingerMs: number;
 }
 
 export const DEFAULT_LIMITS: ServerLimits = {
@@ -33,6 +35,7 @@ export const DEFAULT_LIMITS: ServerLimits = {
   payloadBytesMax: 96 * 1024 * 1024,
   stalledMs: 15_000,
   lingerMs: 5_000,
+  closingLingerMs: 250,
 };
 
 export const OPTIONS_PER_EXPORT = 8;

@@ -299,6 +299,20 @@ describe("closing the server", () => {
     }
   });
 
+  test("waits a quarter of a second, not its whole grace, for an idle client that does not notice", async () => {
+    const { rig } = rigOf();
+    const { near } = await rig.open();
+    near.pause();
+    const closed = rig.server.close({ graceMs: 5000 });
+    await settle();
+    rig.clock.advance(249);
+    await settle();
+    expect(rig.server.connections).toBe(1);
+    rig.clock.advance(1);
+    await closed;
+    expect([rig.server.connections, rig.clock.timers]).toEqual([0, 0]);
+  });
+
   test("is refused a clean end when a flush fails", async () => {
     const { device, rig } = rigOf();
     device.fail("flush", new BlockError("io", "the disk is gone"));
