@@ -28,6 +28,8 @@ import { copyRequest, type Request } from "./request.ts";
 
 /** Structured reads move in chunks of at most this size. */
 export const PIECE_BYTES = 1024 * 1024;
+/** A write of up to this size goes to the page cache at once; larger ones would hold up other connections. */
+const WRITE_NOW_BYTES_MAX = 128 * 1024;
 /** A read in pieces waits when the client has so much left to take. */
 const UNSENT_BYTES_MAX = 2 * PIECE_BYTES;
 
@@ -87,8 +89,8 @@ export class CommandRunner {
     this.#ended();
   }
 
-  /** Forgets a request that `begin` counted: its connection ended before it was whole. */
-  abandon(): void {
+  /** Counts a request no longer: it has been answered, or never will be because its connection ended. */
+  uncount(): void {
     this.#ended();
   }
 
@@ -123,9 +125,18 @@ export class CommandRunner {
     return this.#guard.device.readNow(offset, into);
   }
 
-  writeNow(offset: number, from: Uint8Array): number {
-    this.#guard.checkWritable();
-    return this.#guard.device.writeNow(offset, from);
+  /** Carries out a whole WRITE and answers it, if it is small, needs no sync and will not block. False: nothing was done. */
+  writeAtOnce(request: Request, payload: Uint8Array): boolean {
+    if (payload.length > WRITE_NOW_BYTES_MAX || (request.flags & NBD_CMD_FLAG_FUA) !== 0) return false;
+    let error = 0;
+    try {
+      this.#guard.checkWritable();
+      if (this.#guard.device.writeNow(request.offset, payload) < 0) return false;
+    } catch (cause) {
+      error = this.#guard.errnoOf(cause, request);
+    }
+    this.answer(request, error, error === 0 ? "" : "the write failed");
+    return true;
   }
 
   async write(offset: number, from: Uint8Array, fua: boolean): Promise<void> {

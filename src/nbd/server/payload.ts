@@ -96,7 +96,7 @@ export class PayloadReceiver {
     this.#piece = undefined;
     if (write === undefined) return;
     write.unfinished--;
-    if (write.unfinished === 0) this.#commands.abandon();
+    if (write.unfinished === 0) this.#commands.uncount();
     else write.missing = -1;
   }
 
@@ -131,6 +131,13 @@ export class PayloadReceiver {
 
   #pieceFull(write: PendingWrite, piece: Piece): void {
     this.#piece = undefined;
+    // Most payloads that come here are short ones that the end of the receive buffer has cut in two.
+    if (!write.severalPieces && this.#commands.writeAtOnce(write.request, piece.buffer.subarray(0, piece.length))) {
+      this.#write = undefined;
+      this.#giveBack(piece);
+      this.#commands.uncount();
+      return;
+    }
     write.unfinished++;
     void this.#store(write, piece);
     if (write.missing > 0) {
@@ -155,7 +162,7 @@ export class PayloadReceiver {
   async #partDone(write: PendingWrite): Promise<void> {
     write.unfinished--;
     if (write.unfinished > 0) return;
-    if (write.missing < 0) this.#commands.abandon();
+    if (write.missing < 0) this.#commands.uncount();
     else await this.#finish(write);
   }
 

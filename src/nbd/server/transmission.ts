@@ -11,14 +11,7 @@
  * Source: doc/proto.md, "Transmission phase".
  */
 import type { ByteSink, ByteStream } from "../../env/links.ts";
-import {
-  EXTENDED_REQUEST_BYTES,
-  NBD_CMD_DISC,
-  NBD_CMD_FLAG_FUA,
-  NBD_CMD_READ,
-  NBD_CMD_WRITE,
-  REQUEST_BYTES,
-} from "../constants.ts";
+import { EXTENDED_REQUEST_BYTES, NBD_CMD_DISC, NBD_CMD_READ, NBD_CMD_WRITE, REQUEST_BYTES } from "../constants.ts";
 import { NbdProtocolError } from "../error.ts";
 import { CommandRunner } from "./commands.ts";
 import type { ConnectionContext, Negotiated } from "./connection-context.ts";
@@ -29,8 +22,6 @@ import { GATHER_BYTES, ReplyWriter } from "./reply-writer.ts";
 import { decodeRequest, emptyRequest, payloadBytes, type Request, type RequestRules, refusal } from "./request.ts";
 
 const NO_BYTES = Buffer.alloc(0);
-/** A write of up to this size goes to the page cache at once; larger ones would hold up other connections. */
-const WRITE_NOW_BYTES_MAX = 128 * 1024;
 /** Larger reads are done in pieces, so that other connections get their turn. */
 const READ_NOW_BYTES_MAX = 256 * 1024;
 
@@ -210,30 +201,10 @@ export class Transmission implements ByteSink {
 
   #write(payload: number, chunk: Buffer, at: number): number {
     const request = this.#request;
-    if ((request.flags & NBD_CMD_FLAG_FUA) === 0) {
-      if (
-        payload > 0 &&
-        payload <= WRITE_NOW_BYTES_MAX &&
-        chunk.length - at >= payload &&
-        this.#writeNow(chunk, at, payload)
-      ) {
-        return payload;
-      }
-    }
+    const whole = payload > 0 && chunk.length - at >= payload;
+    if (whole && this.#commands.writeAtOnce(request, chunk.subarray(at, at + payload))) return payload;
     this.#payload.begin(request, payload);
     return payload === 0 ? 0 : this.#payload.push(chunk, at);
-  }
-
-  #writeNow(chunk: Buffer, at: number, payload: number): boolean {
-    const request = this.#request;
-    let error = 0;
-    try {
-      if (this.#commands.writeNow(request.offset, chunk.subarray(at, at + payload)) < 0) return false;
-    } catch (cause) {
-      error = this.#commands.errnoOf(cause, request);
-    }
-    this.#commands.answer(request, error, error === 0 ? "" : "the write failed");
-    return true;
   }
 
   /** Answers a READ from memory or the page cache. False: it has to wait for something. */
