@@ -37,8 +37,12 @@ export interface ReadShape {
 const WRITE_BLOCK_BYTES = 4096;
 const WRITE_DEPTH = 32;
 const FLUSH_EVERY_MS = 100;
-/** Kernels that reclaim idle pages may take a page at any time; more than this share, and it is the disk that is measured. */
+/**
+ * Kernels that reclaim idle pages may take a page at any time. More than this share, and it is the disk that is measured;
+ * where only the median counts, and reads are few, more can be borne.
+ */
 const FROM_DISK_MAX = 0.01;
+const FROM_DISK_MAX_ONE_AT_A_TIME = 0.05;
 
 export async function measureReads(peer: NbdPeer, disk: Disk, times: Times, shape: ReadShape): Promise<Measurement> {
   await warm(disk.path, disk.hot);
@@ -49,11 +53,12 @@ export async function measureReads(peer: NbdPeer, disk: Disk, times: Times, shap
   await server.stop();
   const [job] = measured.jobs;
   const fromDisk = measured.diskReadBytes / (job.main.bytesPerSecond * measured.busySeconds);
-  if (fromDisk > FROM_DISK_MAX) {
+  if (fromDisk > (shape.depth === 1 ? FROM_DISK_MAX_ONE_AT_A_TIME : FROM_DISK_MAX)) {
     throw new Error(`${(fromDisk * 100).toFixed(1)} % of the bytes came from the disk, not from the page cache`);
   }
   const notes = notesOn(job, shape.depth);
-  if (fromDisk > 0) notes.push("some pages had left the page cache, up to 1 %, and were read from the disk");
+  if (fromDisk > 0)
+    notes.push("some pages had left the page cache, a few per cent at most, and were read from the disk");
   return { values: { ...ioValues(job), ...costValues(measured) }, notes };
 }
 
