@@ -27,7 +27,8 @@ import {
 
 /** What carries the bytes. */
 export interface Wire {
-  write(bytes: Buffer): void;
+  /** `taken`: the kernel has it all. */
+  write(bytes: Buffer, taken?: () => void): void;
   /** FIN. */
   end(): void;
   /** RST, where there is such a thing. */
@@ -83,6 +84,11 @@ export class RawClient {
 
   send(...parts: readonly Buffer[]): void {
     this.#wire.write(Buffer.concat(parts));
+  }
+
+  /** Resolves once the kernel has taken `bytes`, or the connection is lost: for more than memory should hold. */
+  sendAll(bytes: Buffer): Promise<void> {
+    return new Promise((resolve) => this.#wire.write(bytes, resolve));
   }
 
   end(): void {
@@ -272,7 +278,7 @@ export function rawClientOver(stream: ByteStream): RawClient {
       onDrain: () => {},
     });
     return {
-      write: (bytes) => stream.write(bytes),
+      write: (bytes, taken) => stream.write(bytes, taken),
       end: () => stream.end(),
       reset: () => stream.destroy(),
       pause: () => stream.pause(),
@@ -300,7 +306,7 @@ function rawClientOverSocket(socket: Socket): RawClient {
     // Resets are expected here; "close" follows.
     socket.on("error", () => {});
     return {
-      write: (bytes) => void socket.write(bytes),
+      write: (bytes, taken) => void socket.write(bytes, () => taken?.()),
       end: () => void socket.end(),
       // On a unix socket there is no RST: closing with unread data does the same to the peer.
       reset: () => void (socket.remoteAddress === undefined ? socket.destroy() : socket.resetAndDestroy()),

@@ -67,7 +67,8 @@ export class ServerRig {
   }
 }
 
-function keepingLog(entries: LogEntry[]): ServerLog {
+/** A log that keeps everything in `entries`. */
+export function keepingLog(entries: LogEntry[]): ServerLog {
   const keep =
     (level: LogEntry["level"]) =>
     (message: string, fields: LogFields = {}) =>
