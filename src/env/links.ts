@@ -27,7 +27,8 @@ export interface ByteStream {
   attach(sink: ByteSink): void;
   /**
    * Queues `bytes`, in order. The buffer belongs to the stream until `release` is called, which happens during the call
-   * when the kernel takes everything at once. `release` is called exactly once, also when the stream is destroyed.
+   * when the kernel takes everything at once. `release` is called exactly once; for what is still queued when the stream
+   * is lost, after `onClose`, so that nobody takes it for room to send more.
    */
   write(bytes: Uint8Array, release?: () => void): void;
   /** Stops delivery. Bytes already on their way to `onBytes` may still arrive. */

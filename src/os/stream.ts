@@ -43,7 +43,10 @@ export class SocketStream implements ByteStream {
   #wantsPause = false;
   /** Undefined on sockets that bytes may not be put into from the side (TLS). */
   #sender: NowaitSender | undefined;
-  readonly #onWritten = (): void => this.#settleWrite();
+  readonly #onWritten = (error?: Error | null): void => {
+    // The stream is lost. Buffers released now would look like room for more: they are released after the close.
+    if (error === undefined || error === null) this.#settleWrite();
+  };
 
   /** For sockets made elsewhere (TLS); they deliver `data` events. */
   static overDataEvents(socket: Socket | TLSSocket, peer: string): SocketStream {
@@ -169,6 +172,7 @@ export class SocketStream implements ByteStream {
   readonly #onClose = (): void => {
     this.#closed = true;
     this.#sink?.onClose(this.#error);
+    for (const release of this.#releases.splice(0)) release?.();
   };
 }
 

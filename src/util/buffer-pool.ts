@@ -1,32 +1,45 @@
 /**
- * Recycled payload buffers in power-of-two classes, so that a busy connection does not touch fresh pages for each
- * request (a new 256 KiB buffer per read cost a third of the sequential throughput). What is kept while idle is bounded.
+ * Recycled payload buffers in classes, so that a busy connection does not touch fresh pages for each request (a new
+ * 256 KiB buffer per read cost a third of the sequential throughput). A class is a power of two and room for what
+ * precedes the payload on the wire. What is kept while idle is bounded; what is not kept is freed at once: left to the
+ * garbage collector, a burst of large buffers was seen to triple the process's memory.
  */
 
-const SMALLEST_CLASS_BYTES = 4096;
+const HEADER_ROOM_BYTES = 64;
+const SMALLEST_CLASS_BYTES = 4096 + HEADER_ROOM_BYTES;
 /** Buffers above this are not worth keeping. */
-const LARGEST_CLASS_BYTES = 2 * 1024 * 1024;
+const LARGEST_CLASS_BYTES = 2 * 1024 * 1024 + HEADER_ROOM_BYTES;
 /** All idle buffers together. */
-const IDLE_BYTES_MAX = 32 * 1024 * 1024;
+const IDLE_BYTES_MAX = 16 * 1024 * 1024;
 
 export class BufferPool {
   readonly #idle = new Map<number, Buffer[]>();
   #idleBytes = 0;
 
-  /** A buffer of at least `bytes`, with unspecified contents; exactly the length of its class, or `bytes` if larger. */
+  /** What a buffer for `bytes` takes of memory: the length that `take` would give it. */
+  sizeFor(bytes: number): number {
+    if (bytes > LARGEST_CLASS_BYTES) return bytes;
+    if (bytes <= SMALLEST_CLASS_BYTES) return SMALLEST_CLASS_BYTES;
+    return 2 ** (32 - Math.clz32(bytes - HEADER_ROOM_BYTES - 1)) + HEADER_ROOM_BYTES;
+  }
+
+  /** A buffer of `sizeFor(bytes)` bytes, with unspecified contents. */
   take(bytes: number): Buffer {
-    if (bytes > LARGEST_CLASS_BYTES) return Buffer.allocUnsafeSlow(bytes);
-    const classBytes = classOf(bytes);
-    const buffer = this.#idle.get(classBytes)?.pop();
-    if (buffer === undefined) return Buffer.allocUnsafeSlow(classBytes);
-    this.#idleBytes -= classBytes;
+    const size = this.sizeFor(bytes);
+    const buffer = this.#idle.get(size)?.pop();
+    if (buffer === undefined) return Buffer.allocUnsafeSlow(size);
+    this.#idleBytes -= size;
     return buffer;
   }
 
   /** Hands a buffer from `take` back. The caller must not use it, or any view of it, again. */
   give(buffer: Buffer): void {
     const bytes = buffer.length;
-    if (bytes > LARGEST_CLASS_BYTES || this.#idleBytes + bytes > IDLE_BYTES_MAX) return;
+    if (bytes > LARGEST_CLASS_BYTES || this.#idleBytes + bytes > IDLE_BYTES_MAX) {
+      // Only this frees the memory now.
+      (buffer.buffer as ArrayBuffer).transfer(0);
+      return;
+    }
     const list = this.#idle.get(bytes);
     if (list === undefined) this.#idle.set(bytes, [buffer]);
     else list.push(buffer);
@@ -36,9 +49,4 @@ export class BufferPool {
   get idleBytes(): number {
     return this.#idleBytes;
   }
-}
-
-function classOf(bytes: number): number {
-  if (bytes <= SMALLEST_CLASS_BYTES) return SMALLEST_CLASS_BYTES;
-  return 2 ** (32 - Math.clz32(bytes - 1));
 }

@@ -3,13 +3,14 @@
  * others from their share, however slowly its peer reads.
  *
  * Rules
- * - An account below its fair share is served while anything is free; above it, only while a reserve stays free for the
- *   others.
+ * - An account below its fair share is served while a floor stays free; above it, only while a reserve does.
+ * - The floor is for accounts that hold next to nothing: however many others sit on what they have, a small request is
+ *   served at once.
  * - Waiters are served first come, first served, those below their share before those above it, except that one which
  *   cannot be served yet does not hold up those behind it, unless it is *due*: it has waited longest, and meanwhile as
  *   much as the whole budget was granted to others.
- * - While a waiter is due, the others have the reserve, and whoever holds memory from before gets no more until all of
- *   that came back. What comes back is therefore left for the waiter.
+ * - While a waiter is due, the others have half the reserve (for small requests all of it), and whoever holds memory from
+ *   before gets no more until all of that came back. What comes back is therefore left for the waiter.
  * - A request larger than everything is granted when nothing else is held.
  *
  * So everybody is served in the end, provided that whoever holds memory gives it back; and whoever does not can delay
@@ -18,6 +19,10 @@
 
 /** Kept free for accounts below their share, as a fraction of the whole. */
 const RESERVE_FRACTION = 1 / 4;
+/** The last half of the reserve, as a fraction of the whole. */
+const FLOOR_FRACTION = 1 / 8;
+/** What one account may have of the floor, as a fraction of the whole: 64 accounts find room there. */
+const FLOOR_ACCOUNT_FRACTION = 1 / 512;
 /** A share is never reckoned for fewer accounts than this, so that one early greedy account leaves room. */
 const ACCOUNTS_MIN = 4;
 /** Nor for more: a share must be enough for a request of ordinary size. */
@@ -111,16 +116,23 @@ export class PayloadBudget {
   #fits(account: BudgetAccount, bytes: number): boolean {
     const free = this.totalBytes - this.#heldBytes;
     if (this.#due !== undefined) {
-      // Where the request and the reserve do not go together, the reserve has to shrink.
-      const reserve = Math.min(this.totalBytes * RESERVE_FRACTION, this.totalBytes - this.#due.bytes);
+      const reserve = this.#reserveBeside(this.#due);
       const holdsFromBefore = account.heldBytes > 0 && account.era !== this.#era;
-      return (
-        !holdsFromBefore && this.#withinShare(account, bytes) && bytes <= Math.min(free, reserve - this.#lentBytes)
-      );
+      if (holdsFromBefore || !this.#withinShare(account, bytes)) return false;
+      return bytes <= Math.min(free, (this.#isLittle(account, bytes) ? reserve : reserve / 2) - this.#lentBytes);
     }
     if (this.#heldBytes === 0) return true;
-    if (bytes > free) return false;
-    return this.#withinShare(account, bytes) || free - bytes >= this.totalBytes * RESERVE_FRACTION;
+    if (!this.#withinShare(account, bytes)) return free - bytes >= this.totalBytes * RESERVE_FRACTION;
+    return free - bytes >= (this.#isLittle(account, bytes) ? 0 : this.totalBytes * FLOOR_FRACTION);
+  }
+
+  /** What the others have while a waiter is due. Where its request and the reserve do not go together, the reserve shrinks. */
+  #reserveBeside({ bytes }: Waiter): number {
+    return Math.min(this.totalBytes * RESERVE_FRACTION, Math.max(0, this.totalBytes - bytes));
+  }
+
+  #isLittle(account: BudgetAccount, bytes: number): boolean {
+    return account.heldBytes + bytes <= this.totalBytes * FLOOR_ACCOUNT_FRACTION;
   }
 
   #withinShare(account: BudgetAccount, bytes: number): boolean {
@@ -130,7 +142,8 @@ export class PayloadBudget {
 
   #serveWaiters(): void {
     for (this.#lookWhoIsDue(); this.#due !== undefined; this.#lookWhoIsDue()) {
-      if (this.#due.bytes > this.totalBytes - this.#heldBytes && this.#heldBytes > 0) break;
+      const unlent = this.#reserveBeside(this.#due) - this.#lentBytes;
+      if (this.#due.bytes > this.totalBytes - this.#heldBytes - unlent && this.#heldBytes > 0) break;
       this.#due = undefined;
       this.#serve(0);
     }

@@ -274,8 +274,10 @@ export class SimStream implements ByteStream {
     this.#pendingBytes = 0;
     this.#parts.onGone(this);
     if (!this.#parts.process.alive) return;
-    for (const { release } of queue) release?.();
-    this.#parts.scheduler.after(0, "close", () => this.#tellClose());
+    this.#parts.scheduler.after(0, "close", () => {
+      this.#tellClose();
+      for (const { release } of queue) release?.();
+    });
   }
 
   #tellClose(): void {

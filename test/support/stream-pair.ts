@@ -216,8 +216,10 @@ export class PairedStream implements ByteStream {
     const queue = this.#queue;
     this.#queue = [];
     this.#pendingBytes = 0;
-    for (const { release } of queue) release?.();
-    queueMicrotask(() => this.#tellClose());
+    queueMicrotask(() => {
+      this.#tellClose();
+      for (const { release } of queue) release?.();
+    });
   }
 
   #tellClose(): void {

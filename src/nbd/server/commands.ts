@@ -23,13 +23,17 @@ import { statusBytesMax, statusChunk } from "./block-status.ts";
 import type { ConnectionContext, Flow, Negotiated } from "./connection-context.ts";
 import type { DeviceGuard } from "./guard.ts";
 import type { DataPiece, ReplyEncoder } from "./reply.ts";
-import type { ReplyWriter } from "./reply-writer.ts";
+import { GATHER_BYTES, type ReplyWriter } from "./reply-writer.ts";
 import { copyRequest, type Request } from "./request.ts";
 
 /** Structured reads move in chunks of at most this size. */
 export const PIECE_BYTES = 1024 * 1024;
+/** What they shrink to when memory is scarce: some is always to be had in such pieces. */
+export const SCARCE_PIECE_BYTES = 64 * 1024;
 /** A write of up to this size goes to the page cache at once; larger ones would hold up other connections. */
 const WRITE_NOW_BYTES_MAX = 128 * 1024;
+/** About what a write takes that the stream cannot pass on yet, besides its bytes. */
+const WRITE_BYTES = 1024;
 /** A read in pieces waits when the client has so much left to take. */
 const UNSENT_BYTES_MAX = 2 * PIECE_BYTES;
 
@@ -204,25 +208,43 @@ export class CommandRunner {
     if (whole && dialect !== "simple" && request.length > PIECE_BYTES) {
       throw new BlockError("too-big", "the read is too long to be answered in one piece");
     }
-    const pieceMax = whole ? request.length : PIECE_BYTES;
     const end = request.offset + request.length;
-    for (let offset = request.offset; offset < end && !this.#closed; offset += pieceMax) {
-      const length = Math.min(pieceMax, end - offset);
+    for (let offset = request.offset; offset < end && !this.#closed; ) {
+      const length = await (whole ? this.#takeWhole(request.length) : this.#takePiece(end - offset));
       await this.#readPiece(request, { offset, length, done: offset + length === end });
       await this.#roomToSend();
+      offset += length;
     }
     return true;
   }
 
+  /** Takes memory for a reply with `length` bytes of data, and resolves to `length`. */
+  async #takeWhole(length: number): Promise<number> {
+    await this.#setup.context.account.take(this.#replyBytes(length));
+    return length;
+  }
+
+  /** Takes memory for as much as may be sent at a time of `rest` bytes; resolves to how much that is. */
+  #takePiece(rest: number): number | Promise<number> {
+    const length = Math.min(PIECE_BYTES, rest);
+    if (this.#setup.context.account.tryTake(this.#replyBytes(length))) return length;
+    return this.#takeWhole(Math.min(SCARCE_PIECE_BYTES, rest));
+  }
+
+  /** The memory that a reply with `length` bytes of data takes. */
+  #replyBytes(length: number): number {
+    return this.#setup.context.pool.sizeFor(this.#setup.encoder.dataHeaderBytes + length);
+  }
+
+  /** Reads and sends `piece`, for which memory was taken. */
   async #readPiece(request: Request, piece: DataPiece): Promise<void> {
     const { context, encoder, stream } = this.#setup;
     const headerBytes = encoder.dataHeaderBytes;
     const total = headerBytes + piece.length;
-    await context.account.take(total);
     const buffer = context.pool.take(total);
     const release = (): void => {
+      context.account.giveBack(buffer.length);
       context.pool.give(buffer);
-      context.account.giveBack(total);
     };
     try {
       const into = buffer.subarray(headerBytes, total);
@@ -242,7 +264,7 @@ export class CommandRunner {
 
   /** All contexts are asked before anything is sent, so that a failure is the only reply. */
   async #blockStatus(request: Request): Promise<boolean> {
-    const { context, negotiated, encoder, stream } = this.#setup;
+    const { context, negotiated, encoder } = this.#setup;
     const { contexts } = negotiated;
     const takenBytes = contexts.length * statusBytesMax(request);
     await context.account.take(takenBytes);
@@ -256,11 +278,24 @@ export class CommandRunner {
       throw cause;
     }
     const reply = Buffer.concat(chunks);
-    context.account.giveBack(takenBytes - reply.length);
-    if (this.#closed) context.account.giveBack(reply.length);
-    else stream.write(reply, () => context.account.giveBack(reply.length));
+    const keptBytes = Math.min(takenBytes, reply.length + WRITE_BYTES);
+    context.account.giveBack(takenBytes - keptBytes);
+    this.#send(reply, () => context.account.giveBack(keptBytes));
     await this.#roomToSend();
     return true;
+  }
+
+  /** Sends a whole reply, with the others if there is room among them. `release` is called once its bytes are not needed. */
+  #send(reply: Buffer, release: () => void): void {
+    const { writer, stream } = this.#setup;
+    const at = this.#closed || reply.length > GATHER_BYTES ? -1 : writer.reserve(reply.length);
+    if (at >= 0) {
+      reply.copy(writer.buffer, at);
+      writer.commit(reply.length);
+      writer.flush();
+    }
+    if (at >= 0 || this.#closed) release();
+    else stream.write(reply, release);
   }
 
   #roomToSend(): Promise<void> | undefined {

@@ -201,7 +201,9 @@ export class Connection {
     this.#deadline?.cancel();
     this.#deadline = this.#shared.clock.setTimer(this.#lingerMs, () => {
       const { pendingBytes } = this.#stream;
-      if (pendingBytes > 0 && pendingBytes < unsentBytes) this.#linger(pendingBytes);
+      // While the server closes, its own deadline is the one for replies.
+      const closing = this.#lingerMs < this.#shared.limits.lingerMs;
+      if (pendingBytes > 0 && (closing || pendingBytes < unsentBytes)) this.#linger(pendingBytes);
       else this.destroy("the client does not close its side");
     });
   }

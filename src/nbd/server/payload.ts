@@ -4,7 +4,7 @@
  */
 
 import { NBD_CMD_FLAG_FUA } from "../constants.ts";
-import { type CommandRunner, PIECE_BYTES } from "./commands.ts";
+import { type CommandRunner, PIECE_BYTES, SCARCE_PIECE_BYTES } from "./commands.ts";
 import type { ConnectionContext, Flow } from "./connection-context.ts";
 import { copyRequest, type Request } from "./request.ts";
 
@@ -15,7 +15,7 @@ interface PendingWrite {
   missing: number;
   /** Pieces handed to the device and not finished, and one more while payload is missing. */
   unfinished: number;
-  readonly severalPieces: boolean;
+  severalPieces: boolean;
   /** The first failure; 0 while there is none. */
   error: number;
 }
@@ -58,7 +58,7 @@ export class PayloadReceiver {
       request: copyRequest(request),
       missing: total,
       unfinished: 1,
-      severalPieces: total > PIECE_BYTES,
+      severalPieces: false,
       error: 0,
     };
     if (total === 0) {
@@ -111,21 +111,24 @@ export class PayloadReceiver {
   }
 
   #nextPiece(write: PendingWrite): void {
+    const { account, pool } = this.#context;
     const length = Math.min(PIECE_BYTES, write.missing);
-    const offset = write.request.offset + write.request.length - write.missing;
-    if (this.#context.account.tryTake(length)) {
-      this.#startPiece(offset, length);
+    if (account.tryTake(pool.sizeFor(length))) {
+      this.#startPiece(write, length);
       return;
     }
+    const least = Math.min(SCARCE_PIECE_BYTES, write.missing);
     this.#flow.block();
-    void this.#context.account.take(length).then(() => {
-      if (this.#write === write) this.#startPiece(offset, length);
-      else this.#context.account.giveBack(length);
+    void account.take(pool.sizeFor(least)).then(() => {
+      if (this.#write === write) this.#startPiece(write, least);
+      else account.giveBack(pool.sizeFor(least));
       this.#flow.unblock();
     });
   }
 
-  #startPiece(offset: number, length: number): void {
+  #startPiece(write: PendingWrite, length: number): void {
+    const offset = write.request.offset + write.request.length - write.missing;
+    write.severalPieces = length < write.request.length;
     this.#piece = { buffer: this.#context.pool.take(length), offset, length, filled: 0 };
   }
 
@@ -178,8 +181,8 @@ export class PayloadReceiver {
     this.#commands.end(write.request, write.error, write.error === 0 ? "" : "the write failed");
   }
 
-  #giveBack(piece: Piece): void {
-    this.#context.pool.give(piece.buffer);
-    this.#context.account.giveBack(piece.length);
+  #giveBack({ buffer }: Piece): void {
+    this.#context.account.giveBack(buffer.length);
+    this.#context.pool.give(buffer);
   }
 }

@@ -9,8 +9,8 @@ import type { ByteStream } from "../../env/links.ts";
 import type { BufferPool } from "../../util/buffer-pool.ts";
 import { SMALL_REPLY_BYTES } from "./reply.ts";
 
-/** Room for one 256 KiB read, or some sixty of 4 KiB. */
-export const GATHER_BYTES = 288 * 1024;
+/** Room for one 256 KiB read with its header, or some sixty of 4 KiB: all of a buffer of the pool's. */
+export const GATHER_BYTES = 256 * 1024 + 64;
 /** Send what has been gathered once it is this much: more would leave the second-level cache. */
 const FLUSH_AT_BYTES = 128 * 1024;
 const BUFFERS_MAX = 2;

@@ -1,13 +1,11 @@
 /**
  * Clients that mean harm, against the real `blockferry serve`: its memory stays within what is promised, and a good client is
- * served meanwhile. Crowds that pipeline large reads and take nothing are not among them yet: see the README.
+ * served meanwhile.
  */
 import { expect, test } from "vitest";
 import {
   CMD,
-  clientFlags,
   FLAG,
-  infoData,
   OPT,
   option,
   REP,
@@ -29,7 +27,7 @@ const IMAGE_BYTES = 128 * MIB;
 const RSS_BYTES_MAX = 256 * MIB;
 const HOSTILE = 64;
 const SLACK = process.env["CI"] ? 4 : 1;
-/** Waiting for memory ends when stalled clients are closed: 15 s and a look every 5 s. Most waits are far shorter. */
+/** Far less than the 15 to 20 seconds after which stalled clients are closed: ordinary requests do not wait for that. */
 const GOOD_MS_MAX = 5000 * SLACK;
 
 async function withServe(flags: readonly string[], body: (serve: ServeProcess) => Promise<void>): Promise<void> {
@@ -37,6 +35,7 @@ async function withServe(flags: readonly string[], body: (serve: ServeProcess) =
   makeImage(dir.file("disk.raw"), IMAGE_BYTES);
   await using serve = await startServe({ image: dir.file("disk.raw"), socket: dir.file("s"), flags });
   await body(serve);
+  console.log("PEAK", Math.round(serve.memory().peakBytes / MIB));
   expect(serve.memory().peakBytes).toBeLessThan(RSS_BYTES_MAX);
   expect(serve.output).not.toContain("internal error");
 }
@@ -59,6 +58,11 @@ async function crowd(
 }
 
 const ATTACKS: readonly [string, WireDialect, WireRequest, number][] = [
+  ["reads of 32 MiB in one piece", "simple", { command: CMD.READ, length: 32 * MIB }, 50],
+  ["reads of 64 MiB in pieces", "structured", { command: CMD.READ, length: 64 * MIB }, 50],
+  ["reads of 256 KiB", "structured", { command: CMD.READ, length: 256 * 1024 }, 2000],
+  ["reads of 1.5 MiB", "simple", { command: CMD.READ, length: 1.5 * MIB }, 500],
+  ["questions for extents", "extended", { command: CMD.BLOCK_STATUS, length: IMAGE_BYTES }, 5000],
   ["writes with FUA", "simple", { command: CMD.WRITE, payload: Buffer.alloc(4096, 7), flags: FLAG.FUA }, 500],
   ["refused requests", "structured", { command: CMD.READ, offset: IMAGE_BYTES, length: 1 }, 20_000],
 ];
@@ -138,34 +142,6 @@ test("floods of options and endless options are cut off or swallowed, and cost n
     }
     expect(serve.memory().peakBytes).toBeLessThan(160 * MIB);
     client.reset();
-    await beGoodClient(await dialRaw(serve.socket));
-  });
-});
-
-test("unfinished handshakes are closed after ten seconds by the clock on the wall, whatever they were waiting for", async () => {
-  await withServe([], async (serve) => {
-    const whole = Buffer.concat([clientFlags(), option(OPT.LIST), option(OPT.GO, infoData("")).subarray(0, 20)]);
-    const startMs = performance.now();
-    const clients = await Promise.all(
-      [0, 3, 4, 9, 20, whole.length].map(async (bytes) => {
-        const client = await dialRaw(serve.socket);
-        client.send(whole.subarray(0, bytes));
-        return client;
-      }),
-    );
-    const [trickling] = await Promise.all([dialRaw(serve.socket), beGoodClient(await dialRaw(serve.socket))]);
-    let sent = 0;
-    const trickle = setInterval(() => trickling.send(whole.subarray(sent, ++sent)), 300);
-    const ended = clients.map(async (client) => {
-      await client.takeAll();
-      return performance.now() - startMs;
-    });
-    await trickling.takeAll();
-    clearInterval(trickle);
-    for (const afterMs of [performance.now() - startMs, ...(await Promise.all(ended))]) {
-      expect(afterMs).toBeGreaterThan(9500);
-      expect(afterMs).toBeLessThan(10_000 + 1500 * SLACK);
-    }
     await beGoodClient(await dialRaw(serve.socket));
   });
 });

@@ -54,7 +54,8 @@ export async function beGoodClient(client: RawClient, dialect: WireDialect = "st
   const startMs = performance.now();
   const { sizeBytes } = await client.go({ dialect });
   const salt = (Math.floor(startMs) % 60_000) + 1;
-  const payload = pattern(GOOD_OFFSET, 300_000, salt);
+  // As long as requests of this size may be, one client is served at once whatever others hold.
+  const payload = pattern(GOOD_OFFSET, 120_000, salt);
   const offset = Math.min(GOOD_OFFSET, sizeBytes - payload.length);
   const flags = dialect === "extended" ? 32 : 0;
   const written = await client.call({ command: CMD.WRITE, offset, payload, flags });

@@ -24,7 +24,7 @@ describe("a buffer pool", () => {
     ]) {
       const { length } = pool.take(bytes);
       expect(length).toBeGreaterThanOrEqual(bytes);
-      expect(length).toBeLessThan(Math.max(4097, 2 * bytes));
+      expect(length).toBeLessThan(Math.max(4161, 2 * bytes));
     }
   });
 
@@ -38,15 +38,25 @@ describe("a buffer pool", () => {
     expect(pool.idleBytes).toBe(0);
   });
 
-  test("keeps no more than 32 MiB idle, and nothing above 2 MiB", () => {
+  test("keeps a power of two of data and its header in one class", () => {
     const pool = new BufferPool();
-    const taken = Array.from({ length: 40 }, () => pool.take(2 * MIB));
+    for (const data of [4096, 65_536, 256 * KIB, MIB, 2 * MIB]) {
+      expect(pool.sizeFor(data)).toBe(data + 64);
+      expect(pool.sizeFor(data + 64)).toBe(data + 64);
+      expect(pool.take(data + 40)).toHaveLength(pool.sizeFor(data + 40));
+    }
+    expect(pool.sizeFor(2 * MIB + 65)).toBe(2 * MIB + 65);
+  });
+
+  test("keeps no more than 16 MiB idle, nothing above 2 MiB, and frees the rest at once", () => {
+    const pool = new BufferPool();
+    const taken = Array.from({ length: 20 }, () => pool.take(MIB));
     for (const buffer of taken) pool.give(buffer);
-    expect(pool.idleBytes).toBe(32 * MIB);
+    expect(pool.idleBytes).toBe(15 * (MIB + 64));
+    expect(taken.map(({ buffer }) => buffer.byteLength > 0)).toEqual(taken.map((_, i) => i < 15));
     const large = pool.take(3 * MIB);
     pool.give(large);
-    expect(pool.idleBytes).toBe(32 * MIB);
-    expect(pool.take(3 * MIB)).not.toBe(large);
+    expect([pool.idleBytes, large.buffer.byteLength]).toEqual([15 * (MIB + 64), 0]);
   });
 
   itSeeded("never hands out memory that somebody holds", (rng) => {

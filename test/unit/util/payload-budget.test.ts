@@ -43,24 +43,30 @@ describe("a payload budget", () => {
     expect(budget.heldBytes).toBe(0);
   });
 
-  test("keeps a quarter free of accounts that are above their share", () => {
+  test("keeps a quarter free of accounts that are above their share, and an eighth of all that ask for more than a little", () => {
     const budget = new PayloadBudget(TOTAL);
-    const [greedy, modest] = accounts(budget, 2);
+    const [greedy, modest, ...humble] = accounts(budget, 50) as [BudgetAccount, BudgetAccount, ...BudgetAccount[]];
     let taken = 0;
-    while (greedy?.tryTake(10)) taken += 10;
+    while (greedy.tryTake(10)) taken += 10;
     expect(taken).toBe(750);
-    expect(modest?.tryTake(250)).toBe(true);
+    expect(modest.tryTake(20)).toBe(true);
+    let within = 20;
+    for (const account of humble) if (account.tryTake(20)) within += 20;
+    expect(within).toBe(120);
+    expect(humble[10]?.tryTake(5)).toBe(true);
+    // Next to nothing is always to be had, once each.
+    for (const account of humble.slice(20)) expect([account.tryTake(1), account.tryTake(1)]).toEqual([true, false]);
   });
 
-  test("a greedy account cannot keep others from their shares, however many it is", async () => {
+  test("a greedy account cannot keep others from their shares, however much it asks for", async () => {
     const budget = new PayloadBudget(TOTAL);
     const all = accounts(budget, 10);
     const greedy = all[0] as BudgetAccount;
     const queue = Array.from({ length: 200 }, () => greedy.take(10));
     expect(greedy.heldBytes).toBe(750);
-    // Each of the others gets its hundred at once until the reserve is used up, and then as soon as something comes back.
-    const rest = all.slice(1).map((account) => account.take(100));
-    expect(await Promise.all(rest.map(isDone))).toEqual([true, true, ...Array(7).fill(false)]);
+    // The others get what is below their shares until only the floor is left, and the rest as soon as something comes back.
+    const rest = all.slice(1).map((account) => account.take(80));
+    expect(await Promise.all(rest.map(isDone))).toEqual([true, ...Array(8).fill(false)]);
     greedy.giveBack(700);
     expect(await Promise.all(rest.map(isDone))).toEqual(Array(9).fill(true));
     expect(await isDone(queue[74] as Promise<void>)).toBe(true);
@@ -81,9 +87,9 @@ describe("a payload budget", () => {
     const second = large.take(800);
     const third = small.take(200);
     expect([await isDone(second), await isDone(third)]).toEqual([false, false]);
-    holder.giveBack(100);
+    holder.giveBack(200);
     expect([await isDone(second), await isDone(third)]).toEqual([false, true]);
-    holder.giveBack(650);
+    holder.giveBack(550);
     small.giveBack(200);
     other.giveBack(100);
     expect(await isDone(second)).toBe(true);

@@ -42,7 +42,7 @@ describe("a device that is slower than its client", () => {
       await settle();
       // The one that exceeds the limit is what stops the taking of more.
       expect(device.count("read")).toBe(9);
-      expect(rig.server.heldBytes).toBeLessThan(10 * 5000);
+      expect(rig.server.heldBytes).toBeLessThanOrEqual(9 * 8300);
       release();
       for (const [i, cookie] of cookies.entries()) {
         expect(readData(await client.reply(cookie), i * 4096, 4096)).toEqual(pattern(i * 4096, 4096));
@@ -148,7 +148,9 @@ describe("memory for payloads", () => {
     const cookie = client.begin({ command: CMD.WRITE, payload: pattern(0, 5 * MIB, 3) });
     await settle(300);
     expect(rig.server.heldBytes).toBeLessThanOrEqual(2 * MIB);
-    expect(device.count("write")).toBe(1);
+    const arrived = device.calls.map((call) => Number(call.split("+")[1])).reduce((sum, bytes) => sum + bytes, 0);
+    expect(arrived).toBeGreaterThan(MIB);
+    expect(arrived).toBeLessThan(2 * MIB);
     release();
     expect((await client.reply(cookie)).error).toBe(0);
     expect(device.contents(0, 5 * MIB).equals(pattern(0, 5 * MIB, 3))).toBe(true);
@@ -181,7 +183,8 @@ describe("memory for payloads", () => {
 });
 
 describe("a client that holds memory and does not move", () => {
-  const LIMITS = { payloadBytesMax: 4 * MIB, stalledMs: 15_000, lingerMs: 5000 };
+  // A little more than four times a buffer for 1 MiB.
+  const LIMITS = { payloadBytesMax: 4 * MIB + 1024, stalledMs: 15_000, lingerMs: 5000 };
 
   /** Lets time pass in the steps in which the server looks. */
   async function pass(rig: ServerRig, ms: number): Promise<void> {
@@ -197,7 +200,7 @@ describe("a client that holds memory and does not move", () => {
     far.stall();
     for (let i = 0; i < 4; i++) client.begin({ command: CMD.READ, offset: i * MIB, length: MIB - 16 });
     await settle(20);
-    expect(rig.server.heldBytes).toBe(3 * MIB);
+    expect(rig.server.heldBytes).toBe(3 * (MIB + 64));
     return { device, rig, stuck: client, far };
   }
 
@@ -246,7 +249,7 @@ describe("a client that holds memory and does not move", () => {
     }
     await settle();
     const { client: good } = await rig.open();
-    const cookie = good.begin({ command: CMD.WRITE, payload: pattern(0, 2 * MIB) });
+    const cookie = good.begin({ command: CMD.READ, length: 3 * MIB });
     await settle(50);
     expect(good.bufferedBytes).toBe(0);
     for (let second = 0; second < 25; second++) {
