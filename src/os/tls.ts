@@ -57,7 +57,7 @@ export class NodeTlsServer implements TlsServer {
             unknownName = name;
           })
         : x509ServerOptions(credentials, verifyPeer);
-    return new Promise((resolve, reject) => {
+    return new Promise<ByteStream>((resolve, reject) => {
       // A server object of its own for each stream: its events then belong to this stream and to no other.
       const server = createServer({ ...identity, minVersion: "TLSv1.2", handshakeTimeout: handshakeTimeoutMs });
       server.once("secureConnection", (socket) => resolve(protectedStream(socket, stream.peer)));
@@ -71,6 +71,11 @@ export class NodeTlsServer implements TlsServer {
         reject(serverSideError(error, socket, name));
       });
       server.emit("connection", raw);
+    }).catch((error: Error) => {
+      // Nobody else would close it.
+      raw.destroy();
+      if (error instanceof TlsError) throw error;
+      throw new TlsError("credentials", { what: "cannot speak TLS", why: reasonOf(error) }, { cause: error });
     });
   }
 }
@@ -99,26 +104,27 @@ export class NodeTlsClient implements TlsClient {
     const { credentials, serverName, pskName, handshakeTimeoutMs = HANDSHAKE_TIMEOUT_MS } = this.#options;
     const identity =
       credentials.kind === "psk" ? pskClientOptions(ownKey(credentials, pskName)) : x509ClientOptions(credentials);
-    const socket = tlsConnect({
-      socket: raw,
-      host: serverName,
-      // RFC 6066: an address is not a server name.
-      ...(isIP(serverName) === 0 && { servername: serverName }),
-      ...identity,
-      rejectUnauthorized: true,
-      minVersion: "TLSv1.2",
-    });
+    let socket: TLSSocket | undefined;
     try {
+      socket = tlsConnect({
+        socket: raw,
+        host: serverName,
+        // RFC 6066: an address is not a server name.
+        ...(isIP(serverName) === 0 && { servername: serverName }),
+        ...identity,
+        rejectUnauthorized: true,
+        minVersion: "TLSv1.2",
+      });
       await secured(socket, handshakeTimeoutMs);
       if (credentials.kind === "psk" && Object.keys(socket.getPeerCertificate()).length > 0) {
         throw new Error("the server showed a certificate instead of proving that it has the key");
       }
+      return protectedStream(socket, stream.peer);
     } catch (error) {
-      socket.destroy();
+      socket?.destroy();
       raw.destroy();
       throw clientSideError(error as Error, stream.peer);
     }
-    return protectedStream(socket, stream.peer);
   }
 }
 

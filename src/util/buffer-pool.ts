@@ -14,7 +14,13 @@ const IDLE_BYTES_MAX = 16 * 1024 * 1024;
 
 export class BufferPool {
   readonly #idle = new Map<number, Buffer[]>();
+  readonly #roomBytes: () => number;
   #idleBytes = 0;
+
+  /** `roomBytes`: how much memory there is for idle buffers at the moment, where others need it too. */
+  constructor(roomBytes: () => number = () => IDLE_BYTES_MAX) {
+    this.#roomBytes = roomBytes;
+  }
 
   /** What a buffer for `bytes` takes of memory: the length that `take` would give it. */
   sizeFor(bytes: number): number {
@@ -27,7 +33,10 @@ export class BufferPool {
   take(bytes: number): Buffer {
     const size = this.sizeFor(bytes);
     const buffer = this.#idle.get(size)?.pop();
-    if (buffer === undefined) return Buffer.allocUnsafeSlow(size);
+    if (buffer === undefined) {
+      this.#makeRoom();
+      return Buffer.allocUnsafeSlow(size);
+    }
     this.#idleBytes -= size;
     return buffer;
   }
@@ -35,9 +44,8 @@ export class BufferPool {
   /** Hands a buffer from `take` back. The caller must not use it, or any view of it, again. */
   give(buffer: Buffer): void {
     const bytes = buffer.length;
-    if (bytes > LARGEST_CLASS_BYTES || this.#idleBytes + bytes > IDLE_BYTES_MAX) {
-      // Only this frees the memory now.
-      (buffer.buffer as ArrayBuffer).transfer(0);
+    if (bytes > LARGEST_CLASS_BYTES || this.#idleBytes + bytes > this.#idleBytesMax()) {
+      free(buffer);
       return;
     }
     const list = this.#idle.get(bytes);
@@ -49,4 +57,26 @@ export class BufferPool {
   get idleBytes(): number {
     return this.#idleBytes;
   }
+
+  #idleBytesMax(): number {
+    return Math.min(IDLE_BYTES_MAX, this.#roomBytes());
+  }
+
+  /** Frees what there is no room for any more. */
+  #makeRoom(): void {
+    const max = this.#idleBytesMax();
+    for (const list of this.#idle.values()) {
+      while (this.#idleBytes > max) {
+        const buffer = list.pop();
+        if (buffer === undefined) break;
+        this.#idleBytes -= buffer.length;
+        free(buffer);
+      }
+    }
+  }
+}
+
+function free(buffer: Buffer): void {
+  // Only this frees the memory now.
+  (buffer.buffer as ArrayBuffer).transfer(0);
 }

@@ -1,7 +1,7 @@
 /** Our client in front of the newer servers: QEMU 10 has extended headers; nbdkit 1.42 may have them or not. */
 import { expect, test } from "vitest";
-import { nbdkit, type Peer, qemuNbd } from "../interop/nbd/client/peers.ts";
 import { makeImage, pattern } from "../support/patterns.ts";
+import { nbdkit, type Peer, qemuNbd } from "../support/peers.ts";
 import { runOk } from "../support/run.ts";
 import { tempDir } from "../support/temp-dir.ts";
 

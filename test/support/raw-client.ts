@@ -308,8 +308,10 @@ function rawClientOverSocket(socket: Socket): RawClient {
     return {
       write: (bytes, taken) => void socket.write(bytes, () => taken?.()),
       end: () => void socket.end(),
-      // On a unix socket there is no RST: closing with unread data does the same to the peer.
-      reset: () => void (socket.remoteAddress === undefined ? socket.destroy() : socket.resetAndDestroy()),
+      // On a unix socket there is no RST: closing with unread data does the same to the peer. After `end`, Node cannot
+      // reset: `resetAndDestroy` would fail, and leave the socket open for ever with nobody to read from it.
+      reset: () =>
+        void (socket.remoteAddress === undefined || socket.writableEnded ? socket.destroy() : socket.resetAndDestroy()),
       pause: () => void socket.pause(),
       resume: () => void socket.resume(),
     };

@@ -51,6 +51,11 @@ export class ServeProcess implements AsyncDisposable {
     return this.#child.pid as number;
   }
 
+  /** Settles with the exit status; 137 after SIGKILL. */
+  get ended(): Promise<number> {
+    return this.#ended;
+  }
+
   /** What it has printed on standard error so far. */
   get output(): string {
     return this.#output;

@@ -77,6 +77,15 @@ export class Connection {
     return this.#stream.peer;
   }
 
+  get inHandshake(): boolean {
+    return this.#state === "handshake" || this.#state === "tls";
+  }
+
+  /** Nothing is owed to the client any more: it has yet to close its side. */
+  get isDone(): boolean {
+    return this.#state === "leaving" && (this.#transmission === undefined || this.#stream.pendingBytes === 0);
+  }
+
   /** Takes no more requests, answers those under way, closes. */
   finish(): void {
     this.#lingerMs = this.#shared.limits.closingLingerMs;
@@ -160,7 +169,6 @@ export class Connection {
   #beginTransmission(negotiated: Negotiated, rest: Buffer): void {
     const { limits, pool, log } = this.#shared;
     this.#deadline?.cancel();
-    this.#advance("transmission");
     log.debug("a client opened an export", { peer: this.peer, export: negotiated.exported.name });
     const transmission = new Transmission(this.#stream, negotiated, {
       limits,
@@ -184,6 +192,8 @@ export class Connection {
         this.#closed();
       },
     });
+    // Only now: whoever hears of it may close the server, and with it this connection.
+    if (this.#state === "handshake") this.#advance("transmission");
     if (rest.length > 0) transmission.onBytes(rest);
   }
 
@@ -216,7 +226,7 @@ export class Connection {
   }
 
   #handshakeTooLong(): void {
-    if (this.#state !== "handshake" && this.#state !== "tls") return;
+    if (!this.inHandshake) return;
     this.#fail(new NbdProtocolError(`the handshake took longer than ${this.#shared.limits.handshakeTimeoutMs} ms`));
   }
 

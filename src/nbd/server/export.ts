@@ -24,17 +24,35 @@ export interface NbdExport {
   readonly contexts?: readonly MetaContext[];
 }
 
-/** A description of ranges in numbers that `name` gives a meaning. */
+/** A description of ranges in numbers that `name` gives a meaning: "x-blockferry:presence", say. */
 export interface MetaContext {
-  /** "namespace:leaf", at most 255 bytes of ASCII. */
+  /** "namespace:leaf", at most 255 bytes of ASCII; private namespaces begin with "x-". */
   readonly name: string;
-  /** What [offset, offset + length) is: at least one entry, at most `countMax`, without gaps, not longer than `length` together. */
+  /**
+   * What [offset, offset + length) is: at least one entry, at most `countMax`, without gaps, not longer than `length`
+   * together. A `BlockError` is passed on to the client; to break these rules is a bug, and stops writes to the device.
+   */
   status(offset: number, length: number, countMax: number): Promise<StatusExtent[]>;
 }
 
 export interface StatusExtent {
+  /** Bytes, above zero. */
   readonly length: number;
+  /** 32 bits, which is what clients without extended headers can be told. */
   readonly flags: number;
+}
+
+const CONTEXT_NAME = /^[!-9;-~]+:[ -~]+$/;
+const CONTEXT_NAME_BYTES_MAX = 255;
+
+/** Throws for contexts that clients could not select, or not tell apart. */
+export function checkContexts({ contexts = [] }: NbdExport): void {
+  const names = new Set(contexts.map(({ name }) => name));
+  if (names.size !== contexts.length) throw new Error("two metadata contexts of an export have the same name");
+  for (const name of names) {
+    const good = CONTEXT_NAME.test(name) && name.length <= CONTEXT_NAME_BYTES_MAX && !name.startsWith("base:");
+    if (!good) throw new Error(`no name for a metadata context: ${JSON.stringify(name)}`);
+  }
 }
 
 /** The transmission flags of an export. DF needs structured replies. */

@@ -91,7 +91,10 @@ export class ServerHandshake implements ByteSink {
 
   onBytes(bytes: Uint8Array): void {
     if (this.#phase === "over") return;
-    this.#pending = Buffer.concat([this.#pending, bytes]);
+    // What is only swallowed is not copied, since an option may be 4 GiB long. (`#pending` is empty meanwhile.)
+    const skipped = Math.min(this.#swallow?.bytes ?? 0, bytes.length);
+    if (this.#swallow !== undefined) this.#swallow.bytes -= skipped;
+    this.#pending = Buffer.concat([this.#pending, bytes.subarray(skipped)]);
     this.#takeAll();
   }
 

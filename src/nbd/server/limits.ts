@@ -18,7 +18,10 @@ export interface ServerLimits {
   readonly payloadBytesMax: number;
   /** A client that takes none of its replies, or sends none of a payload, for so long is closed if others wait for memory. */
   readonly stalledMs: number;
-  /** A client that we are done with has so long to close its side; longer while it takes what is left of its replies. */
+  /**
+   * A client that we are done with has so long to close its side; twice that when replies are left that it does not take,
+   * and longer while it takes them.
+   */
   readonly lingerMs: number;
   /** The same while the server is closing: an idle client may not notice, and a restart should not wait for it. */
   readonly closingLingerMs: number;

@@ -8,14 +8,14 @@ import type { TlsServer } from "../../env/tls.ts";
 import { BufferPool } from "../../util/buffer-pool.ts";
 import { PayloadBudget } from "../../util/payload-budget.ts";
 import { Connection, type ServerShared } from "./connection.ts";
-import type { NbdExport } from "./export.ts";
+import { checkContexts, type NbdExport } from "./export.ts";
 import { DeviceGuard } from "./guard.ts";
 import { DEFAULT_LIMITS, type ServerLimits } from "./limits.ts";
 import type { ServerLog } from "./server-log.ts";
 
 export interface NbdServerOptions {
   readonly clock: Clock;
-  /** Names must differ. Several may share a device. */
+  /** Names must differ, and so must those of one export's contexts. Several may share a device. */
   readonly exports: readonly NbdExport[];
   /** "on": offered; "require": nothing is told to a client without it. */
   readonly tls?: { readonly mode: "on" | "require"; readonly server: TlsServer };
@@ -39,8 +39,10 @@ export class NbdServer implements AsyncDisposable {
   constructor(options: NbdServerOptions) {
     const names = new Set(options.exports.map((exported) => exported.name));
     if (names.size !== options.exports.length) throw new Error("two exports have the same name");
+    for (const exported of options.exports) checkContexts(exported);
     const limits = { ...DEFAULT_LIMITS, ...options.limits };
     const guards = new Map(options.exports.map(({ device }) => [device, new DeviceGuard(device, options.log)]));
+    const budget = new PayloadBudget(limits.payloadBytesMax);
     this.#options = options;
     this.#shared = {
       clock: options.clock,
@@ -48,8 +50,9 @@ export class NbdServer implements AsyncDisposable {
       tls: options.tls,
       limits,
       log: options.log,
-      pool: new BufferPool(),
-      budget: new PayloadBudget(limits.payloadBytesMax),
+      // Idle buffers have what the budget leaves: both together are within it, but for what is taken while some are idle.
+      pool: new BufferPool(() => budget.totalBytes - budget.heldBytes),
+      budget,
       guardOf: ({ device }) => guards.get(device) ?? new DeviceGuard(device, options.log),
     };
   }
@@ -72,6 +75,7 @@ export class NbdServer implements AsyncDisposable {
   /** Serves a client on `stream`, from now on the server's. */
   accept(stream: ByteStream): void {
     const { limits, log } = this.#shared;
+    if (this.#closing === undefined && this.#connections.size >= limits.connectionsMax) this.#makeRoom();
     if (this.#closing !== undefined || this.#connections.size >= limits.connectionsMax) {
       log.warn("refusing a connection", {
         peer: stream.peer,
@@ -92,7 +96,12 @@ export class NbdServer implements AsyncDisposable {
    * Rejects when a flush fails. Idempotent.
    */
   close(options: { graceMs?: number } = {}): Promise<void> {
-    this.#closing ??= this.#close(options.graceMs ?? 5000);
+    if (this.#closing === undefined) {
+      // Set before anything happens: `onClientCount` may call this again.
+      const { promise, resolve } = Promise.withResolvers<void>();
+      this.#closing = promise;
+      resolve(this.#close(options.graceMs ?? 5000));
+    }
     return this.#closing;
   }
 
@@ -122,9 +131,15 @@ export class NbdServer implements AsyncDisposable {
     });
   }
 
+  /** Who has been told everything, and only has to close, gives way: otherwise such clients could keep others out. */
+  #makeRoom(): void {
+    const done = [...this.#connections].find((connection) => connection.isDone);
+    done?.destroy("its place is needed, and it does not close its side");
+  }
+
   /** The oldest unfinished handshake gives way: clients that are quick get in, however many idle ones there are. */
   #makeRoomForHandshake(): void {
-    const unfinished = [...this.#connections].filter((connection) => connection.state !== "transmission");
+    const unfinished = [...this.#connections].filter((connection) => connection.inHandshake);
     if (unfinished.length >= this.#shared.limits.handshakesMax) {
       unfinished[0]?.destroy("too many clients are in the handshake, and this one is the oldest");
     }

@@ -60,7 +60,7 @@ export class Transmission implements ByteSink {
       requestBytesMax: context.limits.requestBytesMax,
     };
     this.#headerBytes = negotiated.extended ? EXTENDED_REQUEST_BYTES : REQUEST_BYTES;
-    this.#writer = new ReplyWriter(stream, context.pool, () => this.#roomForReplies());
+    this.#writer = new ReplyWriter(stream, context, () => this.#roomForReplies());
     const flow = { block: () => this.#block(), unblock: () => this.#unblock() };
     this.#commands = new CommandRunner({
       stream,

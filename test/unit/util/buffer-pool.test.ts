@@ -59,6 +59,22 @@ describe("a buffer pool", () => {
     expect([pool.idleBytes, large.buffer.byteLength]).toEqual([15 * (MIB + 64), 0]);
   });
 
+  test("keeps no more idle than there is room for, and frees what there is none for any more", () => {
+    let roomBytes = 3 * MIB;
+    const pool = new BufferPool(() => roomBytes);
+    const taken = [MIB, MIB, MIB, 4096, 4096].map((bytes) => pool.take(bytes));
+    for (const buffer of taken) pool.give(buffer);
+    expect(taken.map(({ buffer }) => buffer.byteLength > 0)).toEqual([true, true, false, true, true]);
+    roomBytes = MIB + 5000;
+    expect(pool.take(4096)).toBe(taken[4]);
+    expect(pool.idleBytes).toBe(2 * (MIB + 64) + 4160);
+    pool.take(65_536);
+    expect(pool.idleBytes).toBeLessThanOrEqual(roomBytes);
+    roomBytes = -1;
+    pool.take(65_536);
+    expect(pool.idleBytes).toBe(0);
+  });
+
   itSeeded("never hands out memory that somebody holds", (rng) => {
     const pool = new BufferPool();
     const held = new Map<Buffer, number>();

@@ -3,8 +3,8 @@ import { writeFileSync } from "node:fs";
 import type { ConformanceTarget, WantedDevice } from "../../../../src/block/conformance/rule.ts";
 import type { OpenOptions } from "../../../../src/nbd/client/connect.ts";
 import { describeConformance } from "../../../support/conformance.ts";
+import { nbdkit, type Peer, qemuNbd } from "../../../support/peers.ts";
 import { tempDir } from "../../../support/temp-dir.ts";
-import { nbdkit, type Peer, qemuNbd } from "./peers.ts";
 
 const TIMEOUT_MS = 60_000;
 

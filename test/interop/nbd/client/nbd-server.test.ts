@@ -1,9 +1,9 @@
 import { describe, expect } from "vitest";
 import { listExports } from "../../../../src/nbd/client/list-exports.ts";
 import { fileBytes, makeImage, pattern } from "../../../support/patterns.ts";
+import { nbdServer, realWorld } from "../../../support/peers.ts";
 import { itWith } from "../../../support/tools.ts";
 import { bytesOf, outcomeOf } from "./outcome.ts";
-import { nbdServer, realWorld } from "./peers.ts";
 
 const MIB = 1 << 20;
 const it = (title: string, body: () => Promise<void>): void => itWith(["nbd-server"], title, body);

@@ -4,11 +4,11 @@ import { ConnectionLostError } from "../../../../src/nbd/client/errors.ts";
 import { listExports } from "../../../../src/nbd/client/list-exports.ts";
 import { NBD_FLAG_SEND_FUA } from "../../../../src/nbd/constants.ts";
 import { makeImage, pattern } from "../../../support/patterns.ts";
+import { nbdkit, realWorld } from "../../../support/peers.ts";
 import { itSeeded } from "../../../support/seed.ts";
 import { tempDir } from "../../../support/temp-dir.ts";
 import { hasTool, itWith, requireTools } from "../../../support/tools.ts";
 import { bytesOf, outcomeOf } from "./outcome.ts";
-import { nbdkit, realWorld } from "./peers.ts";
 
 const MIB = 1 << 20;
 const it = (title: string, body: () => Promise<void>): void => itWith(["nbdkit"], title, body);

@@ -1,10 +1,10 @@
 import { describe, expect } from "vitest";
 import { listExports } from "../../../../src/nbd/client/list-exports.ts";
 import { fileBytes, makeImage, pattern } from "../../../support/patterns.ts";
+import { qemuNbd, realWorld } from "../../../support/peers.ts";
 import { runOk } from "../../../support/run.ts";
 import { itWith } from "../../../support/tools.ts";
 import { bytesOf, outcomeOf } from "./outcome.ts";
-import { qemuNbd, realWorld } from "./peers.ts";
 
 const MIB = 1 << 20;
 const it = (title: string, body: () => Promise<void>): void => itWith(["qemu-nbd", "qemu-img"], title, body);

@@ -6,10 +6,10 @@ import { NodeTlsClient } from "../../../../src/os/tls.ts";
 import { loadClientCertificates, loadPskFile } from "../../../../src/os/tls-credentials.ts";
 import { makeAuthority, makeLeaf, writeCertificates } from "../../../support/certificates.ts";
 import { makeImage, pattern } from "../../../support/patterns.ts";
+import { nbdkit, type Peer, qemuNbd } from "../../../support/peers.ts";
 import { type TempDir, tempDir } from "../../../support/temp-dir.ts";
 import { requireTools } from "../../../support/tools.ts";
 import { bytesOf, outcomeOf } from "./outcome.ts";
-import { nbdkit, type Peer, qemuNbd } from "./peers.ts";
 
 const MIB = 1 << 20;
 const KEY = "0f1e2d3c4b5a69788796a5b4c3d2e1f00112233445566778899aabbccddeeff0";

@@ -1,9 +1,10 @@
 import { describe, expect, test } from "vitest";
+import { BlockError } from "../../../../src/block/error.ts";
 import type { Extent } from "../../../../src/block/extents.ts";
 import type { StatusExtent } from "../../../../src/nbd/server/export.ts";
 import { CMD, ERR, FLAG, parseStatus } from "../../../support/nbd-wire.ts";
 import { ScriptedDevice } from "../../../support/scripted-device.ts";
-import { ServerRig } from "../../../support/server-rig.ts";
+import { ServerRig, settle } from "../../../support/server-rig.ts";
 
 const MIB = 1024 * 1024;
 const SIZE = 16 * MIB;
@@ -15,6 +16,9 @@ async function serve(dialect: "structured" | "extended") {
   const { client } = await rig.open({ dialect, contexts: [BASE] });
   return { device, rig, client };
 }
+
+/** What a WRITE carries to announce its payload. */
+const wideFlag = (dialect: string): number => (dialect === "extended" ? FLAG.PAYLOAD_LEN : 0);
 
 /** `count` extents of 512 bytes, data and holes in turn. */
 const stripes = (count: number): Extent[] =>
@@ -77,6 +81,61 @@ for (const dialect of ["structured", "extended"] as const) {
       expect((await client.call({ command: CMD.BLOCK_STATUS, length: 4096, flags })).error).toBe(ERR.EIO);
     });
 
+    test("answers for every selected context, in one reply, and is paid for until it is taken", async () => {
+      const device = new ScriptedDevice({ sizeBytes: SIZE });
+      const asked: [number, number, number][] = [];
+      const contexts = ["x-blockferry:presence", "x-blockferry:other"].map((name, index) => ({
+        name,
+        status: async (offset: number, length: number, countMax: number) => {
+          asked.push([offset, length, countMax]);
+          return Array.from({ length: countMax }, (_, i) => ({ length: 512, flags: i + index }));
+        },
+      }));
+      device.extentsAnswer = (_offset, _length, countMax) => stripes(countMax);
+      const rig = new ServerRig({ exports: [{ name: "", device, readOnly: false, contexts }] });
+      const { client, far } = await rig.open({ dialect, contexts: [BASE, ...contexts.map(({ name }) => name)] });
+      expect(new Set(client.contextIds.values()).size).toBe(3);
+      far.stall();
+      const cookie = client.begin({ command: CMD.BLOCK_STATUS, offset: 512, length: 4 * MIB });
+      await settle(10);
+      // 4096 extents of 8 or 16 bytes for each of the three.
+      const replyBytes = 3 * 4096 * (dialect === "extended" ? 16 : 8);
+      expect(rig.server.heldBytes).toBeGreaterThan(replyBytes / 2);
+      expect(rig.server.heldBytes).toBeLessThan(2 * replyBytes + 262_208);
+      far.unstall();
+      const { chunks } = await client.reply(cookie);
+      const answers = new Map(chunks.map((chunk) => [parseStatus(chunk).contextId, parseStatus(chunk).extents]));
+      expect([chunks.length, answers.size]).toEqual([3, 3]);
+      expect(asked).toEqual([0, 1].map(() => [512, 4 * MIB, 4096]));
+      for (const [index, { name }] of contexts.entries()) {
+        const extents = answers.get(client.contextIds.get(name) ?? 0);
+        expect([extents?.length, extents?.at(-1)]).toEqual([4096, { length: 512, flags: 4095 + index }]);
+      }
+      await settle();
+      expect(rig.server.heldBytes).toBe(0);
+    });
+
+    test("is an error alone when one of the contexts fails, whichever", async () => {
+      for (const failing of ["x-a:first", "x-a:second"]) {
+        const device = new ScriptedDevice({ sizeBytes: SIZE });
+        const contexts = ["x-a:first", "x-a:second"].map((name) => ({
+          name,
+          status: async (_offset: number, length: number) => {
+            if (name === failing) throw new BlockError("io", "the map cannot be read");
+            return [{ length, flags: 1 }];
+          },
+        }));
+        const rig = new ServerRig({ exports: [{ name: "", device, readOnly: false, contexts }] });
+        const { client } = await rig.open({ dialect, contexts: ["x-a:first", "x-a:second"] });
+        const { error, chunks } = await client.call({ command: CMD.BLOCK_STATUS, length: 512 });
+        expect([error, chunks.length, rig.server.heldBytes]).toEqual([ERR.EIO, 1, 0]);
+        // The device itself has not misbehaved.
+        expect(
+          (await client.call({ command: CMD.WRITE, payload: Buffer.alloc(512, 1), flags: wideFlag(dialect) })).error,
+        ).toBe(0);
+      }
+    });
+
     test("turns flags that do not fit into EIO", async () => {
       const device = new ScriptedDevice({ sizeBytes: SIZE });
       const answer: StatusExtent[] = [{ length: 512, flags: 2 ** 32 }];
@@ -90,3 +149,25 @@ for (const dialect of ["structured", "extended"] as const) {
     });
   });
 }
+
+test("contexts that clients could not select or not tell apart are refused from the start", () => {
+  const device = new ScriptedDevice({ sizeBytes: SIZE });
+  const status = async () => [];
+  const make = (...names: string[]) =>
+    new ServerRig({
+      exports: [{ name: "", device, readOnly: false, contexts: names.map((name) => ({ name, status })) }],
+    });
+  for (const names of [
+    ["x-a:b", "x-a:b"],
+    [BASE],
+    ["base:other"],
+    ["x-a"],
+    ["x-a:"],
+    [":b"],
+    ["x-ä:b"],
+    [`x-a:${"b".repeat(252)}`],
+  ]) {
+    expect(() => make(...names)).toThrow(/metadata context/);
+  }
+  expect(() => make("x-a:b", "x-a:c", `x-a:${"b".repeat(251)}`)).not.toThrow();
+});

@@ -2,12 +2,12 @@
 import { type ChildProcess, spawn } from "node:child_process";
 import { existsSync, readFileSync, writeFileSync } from "node:fs";
 import { connect } from "node:net";
-import type { Address } from "../../../../src/env/links.ts";
-import type { NbdClient } from "../../../../src/nbd/client/client.ts";
-import { connectNbd, type OpenOptions } from "../../../../src/nbd/client/connect.ts";
-import { realClock } from "../../../../src/os/clock.ts";
-import { realLinks } from "../../../../src/os/dial.ts";
-import { type TempDir, tempDir } from "../../../support/temp-dir.ts";
+import type { Address } from "../../src/env/links.ts";
+import type { NbdClient } from "../../src/nbd/client/client.ts";
+import { connectNbd, type OpenOptions } from "../../src/nbd/client/connect.ts";
+import { realClock } from "../../src/os/clock.ts";
+import { realLinks } from "../../src/os/dial.ts";
+import { type TempDir, tempDir } from "./temp-dir.ts";
 
 export const realWorld = { clock: realClock, links: realLinks };
 
@@ -103,6 +103,12 @@ async function start(folder: TempDir, command: readonly string[], pidFile?: stri
 export function nbdkit(...args: string[]): Promise<Peer> {
   const folder = tempDir();
   return start(folder, ["nbdkit", "--foreground", "--exit-with-parent", "-U", folder.file("nbd"), ...args]);
+}
+
+/** As `nbdkit`, in a folder that stays the caller's: one that was there before can come back at its address. */
+export function nbdkitIn(folder: TempDir, ...args: string[]): Promise<Peer> {
+  const lent: TempDir = { path: folder.path, file: (name) => folder.file(name), [Symbol.dispose]: () => undefined };
+  return start(lent, ["nbdkit", "--foreground", "--exit-with-parent", "-U", folder.file("nbd"), ...args]);
 }
 
 /** `qemu-nbd ARGS IMAGE`; `prepare` makes the image, raw unless the arguments say otherwise. */
