@@ -17,6 +17,8 @@ export interface OverlayStore extends BlockDevice {
   putWritten(offset: number, from: Uint8Array): Promise<void>;
   /** Makes a whole cluster read as zeroes, locally. Not durable before `commit`. */
   zero(cluster: number): Promise<void>;
+  /** Asks for puts in the range to be written back soon, so that `commit` finds less to do. Returns at once; a hint. */
+  startWriteback?(offset: number, length: number): void;
   /** Makes durable every put and zero that had resolved before the call, data before tables. */
   commit(): Promise<void>;
   /** Drops the reference to the backing; afterwards the image stands alone. Durable when resolved. */

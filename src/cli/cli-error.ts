@@ -1,8 +1,10 @@
 /** Errors as users and scripts get them: what happened, why, and what to do about it. */
+import { OverlayRefusedError } from "../cor/errors.ts";
 import { FileError } from "../env/files.ts";
 import { ImageOpenError } from "../image/errors.ts";
+import { NbdConnectError } from "../nbd/client/errors.ts";
 import { TlsError } from "../os/tls-error.ts";
-import { EXIT_CONFIG, EXIT_FAILURE, EXIT_IO, EXIT_TRY_AGAIN, EXIT_USAGE } from "./exit-codes.ts";
+import { EXIT_CONFIG, EXIT_FAILURE, EXIT_IO, EXIT_TRY_AGAIN, EXIT_UNAVAILABLE, EXIT_USAGE } from "./exit-codes.ts";
 import { printable, printableJson } from "./printable.ts";
 
 export interface CliErrorParts {
@@ -51,6 +53,8 @@ export function toCliError(error: unknown): CliError {
       { cause: error },
     );
   }
+  if (error instanceof OverlayRefusedError) return fromOverlayRefusal(error);
+  if (error instanceof NbdConnectError) return fromConnectError(error);
   if (error instanceof FileError) return fromFileError(error);
   const why = error instanceof Error ? (error.stack ?? error.message) : String(error);
   const hint = "this is a defect of blockferry; please report it with these lines";
@@ -65,6 +69,21 @@ function fromImageError(error: ImageOpenError): CliError {
   const exitCode = error.code === "locked" ? EXIT_TRY_AGAIN : usage ? EXIT_USAGE : EXIT_IO;
   const { code, path, why, hint } = error;
   return new CliError({ exitCode, code, what: `cannot open ${path}`, why, hint }, { cause: error });
+}
+
+function fromOverlayRefusal(error: OverlayRefusedError): CliError {
+  const { code, message, hint, cause } = error;
+  const isLocked = cause instanceof FileError && cause.code === "EAGAIN";
+  const exitCode = isLocked || code === "exists" ? EXIT_TRY_AGAIN : EXIT_IO;
+  const what = "cannot use the overlay";
+  return new CliError({ exitCode, code: isLocked ? "locked" : code, what, why: message, hint }, { cause: error });
+}
+
+/** A server that we are a client of. */
+function fromConnectError(error: NbdConnectError): CliError {
+  const { code, what, why, hint } = error;
+  const isConfig = code === "tls-required" || code === "tls-unavailable" || code === "tls-failed";
+  return new CliError({ exitCode: isConfig ? EXIT_CONFIG : EXIT_UNAVAILABLE, code, what, why, hint }, { cause: error });
 }
 
 /** For listening; images bring their own errors. */

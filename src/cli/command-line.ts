@@ -3,11 +3,12 @@
  * goes wrong into three lines on stderr.
  */
 import { type Command, CommanderError } from "@commander-js/extra-typings";
-import { applySettings, effectiveSettings } from "./apply-settings.ts";
 import { type CliError, renderError, toCliError, usageError } from "./cli-error.ts";
 import { EXIT_OK, EXIT_USAGE } from "./exit-codes.ts";
 import { buildProgram } from "./program.ts";
-import { environmentName } from "./settings.ts";
+import { expandBareProgress } from "./progress/option.ts";
+import { applySettings, effectiveSettings } from "./settings/apply-settings.ts";
+import { environmentName } from "./settings/settings.ts";
 
 export async function runCommandLine(args: readonly string[]): Promise<number> {
   let exitCode = EXIT_OK;
@@ -20,7 +21,7 @@ export async function runCommandLine(args: readonly string[]): Promise<number> {
   });
   program.hook("preAction", (_program, command) => applySettings(command, program, process.env));
   try {
-    await program.parseAsync(args, { from: "user" });
+    await program.parseAsync(expandBareProgress(args), { from: "user" });
     return exitCode;
   } catch (error) {
     if (error instanceof CommanderError && error.exitCode === 0) return EXIT_OK;
@@ -35,7 +36,7 @@ export async function runCommandLine(args: readonly string[]): Promise<number> {
 /** "error: unknown option '--prot'\n(Did you mean --port?)" and the like. */
 function fromCommander(error: CommanderError, args: readonly string[]): CliError {
   const [first = "", suggestion] = error.message.replace(/^error: /, "").split("\n", 2);
-  const subcommand = args.find((word) => /^[a-z]+$/.test(word));
+  const subcommand = args.find((word) => /^[a-z][a-z-]*$/.test(word));
   const help = subcommand === undefined ? "blockferry --help" : `blockferry ${subcommand} --help`;
   const hint =
     suggestion === undefined ? `see \`${help}\`` : `${suggestion.replace(/^\((.*)\)$/, "$1")} See \`${help}\``;

@@ -6,8 +6,8 @@ import { CliError, usageError } from "./cli-error.ts";
 import type { CommandContext } from "./command-context.ts";
 import { configOption, jsonOption } from "./common-options.ts";
 import { EXIT_FAILURE } from "./exit-codes.ts";
-import { parseSize } from "./option-values.ts";
 import { printableJson } from "./printable.ts";
+import { parseSize } from "./settings/option-values.ts";
 
 const UNIT_BYTES = 1024 * 1024;
 const DEFAULT_BYTES = 256 * UNIT_BYTES;

@@ -8,7 +8,7 @@ import type { CommandContext } from "./command-context.ts";
 import { configOption, jsonOption } from "./common-options.ts";
 import { EXIT_IO } from "./exit-codes.ts";
 import { printableJson } from "./printable.ts";
-import { shellQuote } from "./serve-uri.ts";
+import { shellQuote } from "./serving/uri.ts";
 
 const KEY_BYTES = 32;
 const DEFAULT_NAME = "blockferry";

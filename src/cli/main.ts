@@ -10,6 +10,12 @@ function giveUp(error: unknown): never {
   process.exit(EXIT_FAILURE);
 }
 
+/** A pipe whose reader is behind has not taken everything yet, and exiting would lose the rest. */
+function exitWhenWritten(exitCode: number): void {
+  if (process.stdout.writableLength === 0) process.exit(exitCode);
+  process.stdout.write("", () => process.exit(exitCode));
+}
+
 process.on("uncaughtException", giveUp);
 process.on("unhandledRejection", giveUp);
-runCommandLine(process.argv.slice(2)).then((exitCode) => process.exit(exitCode), giveUp);
+runCommandLine(process.argv.slice(2)).then(exitWhenWritten, giveUp);

@@ -2,19 +2,22 @@
 
 import { styleText } from "node:util";
 import { Command, Option } from "@commander-js/extra-typings";
+import { addClone } from "./clone/command.ts";
 import type { CommandContext } from "./command-context.ts";
 import { COMMON } from "./common-options.ts";
 import { addDemo } from "./demo.ts";
-import { addDoctor } from "./doctor.ts";
-import { addImage } from "./image.ts";
+import { addDoctor } from "./doctor/command.ts";
+import { addImage } from "./image/command.ts";
 import { addKey } from "./key.ts";
-import { addServe } from "./serve.ts";
+import { addServe } from "./serve/command.ts";
+import { addVerbs } from "./verbs/command.ts";
 import { VERSION } from "./version.ts";
 
 const EXAMPLES = `
 Examples:
   blockferry serve disk.raw            serve an image, and print the URI to connect to
   blockferry image map disk.raw        show what is data and what is a hole
+  blockferry status                    ask the instance that runs here how it is
   blockferry demo                      see it work, on this machine
 
 Every long flag can also be set as BLOCKFERRY_<FLAG> (BLOCKFERRY_LOG_LEVEL=info) or in a file (--config FILE).
@@ -35,7 +38,10 @@ export function buildProgram(context: CommandContext): Command {
     .addHelpText("after", EXAMPLES);
   program.commandsGroup("Disks:");
   addServe(program, context);
+  addClone(program, context);
   addImage(program, context);
+  program.commandsGroup("Running instances:");
+  addVerbs(program, context);
   program.commandsGroup("Setting up:");
   addKey(program, context);
   addDoctor(program, context);

@@ -17,6 +17,9 @@ export const COR_CHAOS_POINTS = {
   "cor/stale-slot": "the older of two valid map sectors is loaded",
   "cor/rewrite-skipped": "after an unclean end the loaded map sectors are trusted without being written again",
   "cor/log-skipped": "guest writes are acknowledged without a record in the intent log",
+  "cor/log-before-data": "a guest write is recorded in the intent log before it is in the store",
+  "cor/log-half-too-early": "the half of the intent log whose records are not durable yet is written over",
+  "cor/buffer-too-early": "a buffer is handed back while the store still writes from it",
   "cor/log-of-any-boot": "an intent log is replayed although the host has been down since",
 } as const;
 

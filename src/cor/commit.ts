@@ -11,20 +11,25 @@
 import { BlockError } from "../block/error.ts";
 import type { OverlayStore } from "../block/overlay-store.ts";
 import type { Chaos } from "../env/chaos.ts";
+import type { Clock } from "../env/clock.ts";
 import { blockErrorFrom } from "./errors.ts";
 import type { IntentLog } from "./intent-log.ts";
 import type { MapFile } from "./map-file.ts";
 import type { Presence } from "./presence.ts";
+import { Unsynced } from "./unsynced.ts";
 
 export interface CommitParts {
   readonly store: Pick<OverlayStore, "commit">;
   readonly map: MapFile;
   readonly presence: Presence;
   readonly log: IntentLog;
+  readonly clock: Clock;
   readonly chaos: Chaos;
 }
 
 export class Commit {
+  /** What was fetched since the last seal. */
+  readonly unsynced: Unsynced;
   readonly #parts: CommitParts;
   #running: Promise<void> | undefined;
   /** For who asked since the last seal. */
@@ -33,6 +38,7 @@ export class Commit {
 
   constructor(parts: CommitParts) {
     this.#parts = parts;
+    this.unsynced = new Unsynced(parts.clock, () => this.kick());
   }
 
   get latched(): boolean {
@@ -73,7 +79,7 @@ export class Commit {
 
   /** Begins a commit that nobody waits for, unless one waits to begin already. A failure shows at the next flush. */
   kick(): void {
-    if (this.#next === undefined && this.#running === undefined && !this.latched) this.full().catch(() => undefined);
+    if (this.#next === undefined && !this.latched) this.full().catch(() => undefined);
   }
 
   /** Resolves when no commit is under way. */
@@ -98,13 +104,16 @@ export class Commit {
     this.check();
     const sealFirst = !chaos.on("cor/seal-after-barrier");
     if (sealFirst) this.#seal();
+    const sealedAtMs = this.unsynced.sealed();
     try {
       if (chaos.on("cor/map-before-data")) await this.#writeMap(acknowledge);
       await this.#syncStore();
+      this.unsynced.synced(sealedAtMs);
       if (!sealFirst) this.#seal();
       if (!chaos.on("cor/map-before-data")) await this.#writeMap(acknowledge);
     } catch (error) {
       presence.unseal();
+      this.unsynced.failed(!this.latched);
       throw error;
     }
     for (const [page] of presence.sealed(false)) map.settle(page);
@@ -124,21 +133,17 @@ export class Commit {
     } catch (error) {
       throw this.failed(error);
     }
+    // Another sync may have failed meanwhile, and have been told of what this one lost.
+    this.check();
   }
 
   async #writeMap(acknowledge: () => void): Promise<void> {
     const { map, presence, chaos } = this.#parts;
-    let written = false;
     try {
-      for (const [page, bits] of presence.sealed(chaos.on("cor/live-map"))) {
-        if (!written) map.nextGeneration();
-        written = true;
-        await map.writePage(page, bits);
-      }
+      if (!(await map.writePages(presence.sealed(chaos.on("cor/live-map"))))) return;
     } catch (error) {
       throw this.failed(error);
     }
-    if (!written) return;
     if (chaos.on("cor/ack-before-map-sync")) acknowledge();
     try {
       await map.sync();

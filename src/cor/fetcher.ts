@@ -4,15 +4,19 @@
  * the same clusters, but never waits for a background fetch: it is asked again, and the later reply finds the claim gone.
  */
 import { BlockError } from "../block/error.ts";
+import { BufferPool } from "../util/buffer-pool.ts";
 import { isZero } from "../util/zeroes.ts";
 import type { Claim } from "./claims.ts";
+import { PAGE_CLUSTERS } from "./map-format.ts";
 import { addTo, bytesOf, clustersOf, type OverlayParts, runOf } from "./parts.ts";
 
 const REQUEST_BYTES_MAX = 1024 * 1024;
 /** Replies handed to guests and not stored yet; beyond it a demand read waits for its own store write. */
 const BACKLOG_BYTES_MAX = 16 * 1024 * 1024;
-/** Fetched data between two commits, so that a guest's flush never waits for more of ours. */
-const UNSYNCED_BYTES_MAX = 64 * 1024 * 1024;
+/** Zeroes that cost nothing become local by so many clusters at a time: 8 GiB of 4 KiB clusters. */
+const ZERO_CLUSTERS_MAX = 64 * PAGE_CLUSTERS;
+/** Write-back is begun when so much was stored: a sync then finds little left to do. */
+const WRITEBACK_BYTES = 8 * 1024 * 1024;
 
 export interface Fetched {
   readonly claim: Claim;
@@ -30,8 +34,10 @@ export class Fetcher {
   readonly #unitClusters: number;
   readonly #demands = new Set<Demand>();
   readonly #storing = new Set<Promise<void>>();
+  readonly #pool = new BufferPool();
   #backlogBytes = 0;
-  #unsyncedBytes = 0;
+  /** Where something was stored since write-back was last begun, and how much. */
+  #writeback = { start: Infinity, end: 0, bytes: 0 };
   /** Demand replies that could not be stored: they reached the guest, and will be fetched again. */
   storeFailures = 0;
 
@@ -59,7 +65,7 @@ export class Fetcher {
   async cluster(cluster: number): Promise<Fetched> {
     const claim = this.#parts.claims.take(cluster, 1);
     try {
-      return { claim, bytes: await this.#request(claim, true) };
+      return { claim, bytes: await this.#request(claim) };
     } catch (error) {
       this.#parts.claims.release(claim);
       throw error;
@@ -68,26 +74,49 @@ export class Fetcher {
 
   /** Fetches and stores what is missing of the clusters, by requests of at most 1 MiB. Resolves to the bytes stored. */
   async background(first: number, count: number): Promise<number> {
-    return this.#eachMissing(first, count, async (from, to) => {
-      const claim = this.#parts.claims.take(from, to - from + 1);
-      try {
-        return await this.#store(claim, await this.#request(claim, false));
-      } finally {
-        this.#parts.claims.release(claim);
-      }
-    });
+    const step = Math.max(1, REQUEST_BYTES_MAX / this.#parts.clusterBytes);
+    return this.#eachMissing([first, count, step], (from, to) => this.#bring(from, to));
+  }
+
+  async #bring(first: number, last: number): Promise<number> {
+    const { claims, background, chaos } = this.#parts;
+    const claim = claims.take(first, last - first + 1);
+    const [start, end] = bytesOf(this.#parts, first, last);
+    const buffer = this.#pool.take(end - start);
+    const tooEarly = chaos.on("cor/buffer-too-early");
+    try {
+      const bytes = buffer.subarray(0, end - start);
+      await background.read(start, bytes);
+      if (tooEarly) this.#pool.give(buffer);
+      return await this.#store(claim, bytes);
+    } finally {
+      if (!tooEarly) this.#pool.give(buffer);
+      claims.release(claim);
+    }
   }
 
   /** As `background`, for clusters that the backing has as zeroes. */
   async backgroundZero(first: number, count: number): Promise<number> {
-    return this.#eachMissing(first, count, async (from, to) => {
-      const claim = this.#parts.claims.take(from, to - from + 1);
-      try {
-        return await this.#store(claim, undefined);
-      } finally {
-        this.#parts.claims.release(claim);
+    const { store, clusterBytes } = this.#parts;
+    const step = store.capabilities.fastZero ? ZERO_CLUSTERS_MAX : Math.max(1, REQUEST_BYTES_MAX / clusterBytes);
+    return this.#eachMissing([first, count, step], (from, to) => this.#storeZeroes(from, to));
+  }
+
+  /** Nothing is on its way, so there is no claim: what is missing under the lock is what the backing has. */
+  async #storeZeroes(first: number, last: number): Promise<number> {
+    const { locks, presence } = this.#parts;
+    const unlock = await locks.take(first, last);
+    let stored = 0;
+    try {
+      for (let at = first; at <= last; ) {
+        const run = await runOf(presence, at, last);
+        if (!run.present) stored += await this.#put(undefined, [at, run.last]);
+        at = run.last + 1;
       }
-    });
+    } finally {
+      unlock();
+    }
+    return stored;
   }
 
   /** Waits until every reply is stored. */
@@ -96,22 +125,18 @@ export class Fetcher {
   }
 
   async #eachMissing(
-    first: number,
-    count: number,
+    [first, count, step]: readonly [first: number, count: number, step: number],
     bring: (from: number, to: number) => Promise<number>,
   ): Promise<number> {
-    const { presence, clusterBytes, commit } = this.#parts;
-    const stepClusters = Math.max(1, REQUEST_BYTES_MAX / clusterBytes);
+    const { presence, commit } = this.#parts;
     const last = Math.min(first + count, presence.clusters) - 1;
     let stored = 0;
     for (let at = first; at <= last; ) {
       commit.check();
-      const run = await runOf(presence, at, Math.min(last, at + stepClusters - 1));
+      const run = await runOf(presence, at, Math.min(last, at + step - 1));
       if (!run.present) stored += await bring(at, run.last);
       at = run.last + 1;
-      if (this.#unsyncedBytes < UNSYNCED_BYTES_MAX && !presence.crowded) continue;
-      this.#unsyncedBytes = 0;
-      await commit.full();
+      if (commit.unsynced.full || presence.crowded) await commit.full();
     }
     return stored;
   }
@@ -133,7 +158,7 @@ export class Fetcher {
   #demand(wantedFirst: number, wantedLast: number): Demand {
     const [first, last] = this.#unitAround(wantedFirst, wantedLast);
     const claim = this.#parts.claims.take(first, last - first + 1);
-    const demand: Demand = { first, last, bytes: this.#request(claim, true) };
+    const demand: Demand = { first, last, bytes: this.#request(claim) };
     this.#demands.add(demand);
     const whole = demand.bytes
       .then((bytes) => {
@@ -158,10 +183,8 @@ export class Fetcher {
     try {
       if (this.#parts.commit.latched) return;
       await this.#store(claim, bytes);
-      if (this.#unsyncedBytes >= UNSYNCED_BYTES_MAX || this.#parts.presence.crowded) {
-        this.#unsyncedBytes = 0;
-        this.#parts.commit.kick();
-      }
+      const { commit, presence } = this.#parts;
+      if (commit.unsynced.full || presence.crowded) commit.kick();
     } catch (error) {
       this.storeFailures += 1;
       throw error;
@@ -183,15 +206,15 @@ export class Fetcher {
     return [start, end];
   }
 
-  async #request(claim: Claim, demand: boolean): Promise<Uint8Array> {
+  async #request(claim: Claim): Promise<Uint8Array> {
     const [start, end] = bytesOf(this.#parts, claim.first, claim.first + claim.count - 1);
     const bytes = new Uint8Array(end - start);
-    await (demand ? this.#parts.backing : this.#parts.background).read(start, bytes);
+    await this.#parts.backing.read(start, bytes);
     return bytes;
   }
 
-  /** Stores a reply (`undefined`: zeroes) where its claim is good. Resolves to the bytes stored. */
-  async #store(claim: Claim, bytes: Uint8Array | undefined): Promise<number> {
+  /** Stores a reply where its claim is good. Resolves to the bytes stored. */
+  async #store(claim: Claim, bytes: Uint8Array): Promise<number> {
     const { locks, chaos } = this.#parts;
     const last = claim.first + claim.count - 1;
     let unlock = await locks.take(claim.first, last);
@@ -203,14 +226,19 @@ export class Fetcher {
           unlock();
           unlock = await locks.take(claim.first, last);
         }
-        if (end >= at) stored += await this.#put(claim, bytes, [at, end]);
+        if (end >= at) stored += await this.#put(this.#partOf(claim, bytes, [at, end]), [at, end]);
         at = Math.max(end, at) + 1;
       }
     } finally {
       unlock();
     }
-    this.#unsyncedBytes += stored;
     return stored;
+  }
+
+  #partOf(claim: Claim, bytes: Uint8Array, [from, to]: readonly [number, number]): Uint8Array {
+    const [origin] = bytesOf(this.#parts, claim.first, claim.first);
+    const [start, end] = bytesOf(this.#parts, from, to);
+    return bytes.subarray(start - origin, end - origin);
   }
 
   /** The last of the clusters from `from` on that may be stored; `from` − 1: not even that. The lock is held. */
@@ -223,21 +251,34 @@ export class Fetcher {
     return at - 1;
   }
 
-  async #put(claim: Claim, bytes: Uint8Array | undefined, [from, to]: readonly [number, number]): Promise<number> {
+  /** Under the lock: `bytes` (`undefined`: zeroes) become what the clusters hold, locally. */
+  async #put(bytes: Uint8Array | undefined, [from, to]: readonly [number, number]): Promise<number> {
     const { store, presence, claims, chaos, commit } = this.#parts;
-    const [origin] = bytesOf(this.#parts, claim.first, claim.first);
     const [start, end] = bytesOf(this.#parts, from, to);
+    const zero = bytes === undefined || isZero(bytes);
     if (chaos.on("cor/bit-at-request")) await addTo(presence, from, to);
     try {
-      const part = bytes?.subarray(start - origin, end - origin);
-      if (part !== undefined && !isZero(part)) await store.putFetched(from, part);
+      if (!zero) await store.putFetched(from, bytes);
       else if (!chaos.on("cor/zero-without-punch")) await store.writeZeroes(start, end - start);
     } catch (error) {
       throw commit.failed(error);
     }
     await addTo(presence, from, to);
     claims.void(from, to);
+    const free = zero && store.capabilities.fastZero;
+    commit.unsynced.added(free ? 0 : end - start);
+    if (!free) this.#beginWriteback(start, end);
     return end - start;
+  }
+
+  #beginWriteback(start: number, end: number): void {
+    const now = this.#writeback;
+    now.start = Math.min(now.start, start);
+    now.end = Math.max(now.end, end);
+    now.bytes += end - start;
+    if (now.bytes < WRITEBACK_BYTES) return;
+    this.#parts.store.startWriteback?.(now.start, now.end - now.start);
+    this.#writeback = { start: Infinity, end: 0, bytes: 0 };
   }
 }
 

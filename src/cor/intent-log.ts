@@ -58,7 +58,8 @@ export async function openIntentLog(
       length === HEADER_BYTES ? headerCrc(old, uuid, env.chaos.on("cor/log-of-any-boot") ? undefined : bootId) : -1;
     const records = crc === -1 ? [] : await readRecords(file, crc, halfRecords);
     const header = crc === -1 ? await writeHeader(env, file, { uuid, bootId }) : old;
-    return { log: new IntentLog(file, header.readUInt32LE(508), halfRecords), records };
+    const tooEarly = env.chaos.on("cor/log-half-too-early");
+    return { log: new IntentLog(file, header.readUInt32LE(508), { halfRecords, tooEarly }), records };
   } catch (error) {
     await file.close();
     throw error;
@@ -124,9 +125,18 @@ export class IntentLog {
   #used = 0;
   /** The other half holds nothing that is not durable. */
   #otherFree = true;
-  #destroyed = false;
+  /** Records on their way to each half. One that is late must not land on a newer one. */
+  readonly #underWay: [number, number] = [0, 0];
+  readonly #tooEarly: boolean;
+  #destroying: Promise<void> | undefined;
 
-  constructor(file: File, headerCrcValue: number, halfRecords: number) {
+  /** `tooEarly` is a mutant. */
+  constructor(
+    file: File,
+    headerCrcValue: number,
+    { halfRecords, tooEarly }: { halfRecords: number; tooEarly: boolean },
+  ) {
+    this.#tooEarly = tooEarly;
     this.#file = file;
     this.#headerCrc = headerCrcValue;
     this.#halfRecords = halfRecords;
@@ -134,27 +144,32 @@ export class IntentLog {
 
   /** False: there is no room, or the file system would not take it; make the write durable instead. */
   async append(first: number, count: number): Promise<boolean> {
-    if (this.#destroyed || this.#used >= this.#halfRecords) return false;
+    if (this.#destroying !== undefined || this.#used >= this.#halfRecords) return false;
     const record = Buffer.alloc(RECORD_BYTES);
     record.writeUInt32LE(first % 2 ** 32, 0);
     record.writeUInt32LE(Math.floor(first / 2 ** 32), 4);
     record.writeUInt32LE(count, 8);
     record.writeUInt32LE(crc32(record.subarray(0, 12), this.#headerCrc), 12);
-    const offset = HEADER_BYTES + (this.#half * this.#halfRecords + this.#used) * RECORD_BYTES;
+    const half = this.#half;
+    const offset = HEADER_BYTES + (half * this.#halfRecords + this.#used) * RECORD_BYTES;
     this.#used += 1;
+    this.#underWay[half] += 1;
     try {
       if (this.#file.writeNow(offset, record) < 0) await this.#file.write(offset, record);
       return true;
     } catch (error) {
       if (error instanceof FileError) return false;
       throw error;
+    } finally {
+      this.#underWay[half] -= 1;
     }
   }
 
   /** A commit seals: later records must outlive it. */
   sealed(): void {
-    if (!this.#otherFree) return;
-    this.#half = this.#half === 0 ? 1 : 0;
+    const other = this.#half === 0 ? 1 : 0;
+    if (!this.#tooEarly && (!this.#otherFree || this.#underWay[other] > 0)) return;
+    this.#half = other;
     this.#used = 0;
     this.#otherFree = false;
   }
@@ -166,18 +181,22 @@ export class IntentLog {
 
   /** Data may have been lost: nothing here is to be trusted by whoever opens the overlay next. Best effort, at once. */
   destroy(): void {
-    if (this.#destroyed) return;
-    this.#destroyed = true;
+    this.#destroying ??= this.#destroy();
+  }
+
+  async #destroy(): Promise<void> {
     const nothing = new Uint8Array(HEADER_BYTES);
     try {
       if (this.#file.writeNow(0, nothing) >= 0) return;
+      await this.#file.write(0, nothing);
     } catch {
-      // Then in the pool.
+      // There may be no room for it. A shorter file needs none.
+      await this.#file.truncate(0).catch(() => undefined);
     }
-    this.#file.write(0, nothing).catch(() => undefined);
   }
 
-  close(): Promise<void> {
-    return this.#file.close();
+  async close(): Promise<void> {
+    await this.#destroying;
+    await this.#file.close();
   }
 }

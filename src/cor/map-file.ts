@@ -5,7 +5,8 @@
  */
 import { dirname } from "node:path";
 import type { Env } from "../env/env.ts";
-import type { File } from "../env/files.ts";
+import { type File, FileError } from "../env/files.ts";
+import { isZero } from "../util/zeroes.ts";
 import { OverlayRefusedError } from "./errors.ts";
 import {
   clusterCount,
@@ -26,24 +27,58 @@ type MapEnv = Pick<Env, "files" | "chaos">;
 export type NewMap = Omit<Superblock, "generation" | "state">;
 
 const SCAN_PAGES = 16;
+const WRITE_PAGES_MAX = 64;
 const RESTORE = "restore both files from a backup, or remove them and copy the disk again";
 
 /** Makes a map without a single bit, in state "new"; durable with its directory before this resolves. */
 export async function createMap(env: MapEnv, path: string, fields: NewMap): Promise<void> {
   const first = encodeSuperblock({ ...fields, state: "new", generation: 1 });
   const pages = pageCount(clusterCount(fields.sizeBytes, fields.clusterBytes));
-  const file = await env.files.open({ path, writable: true, create: true, noFollow: true });
+  const file = await openNew(env, path);
+  let mine = false;
   try {
+    await file.lock("exclusive");
+    if (!(await isBlank(file))) throw new FileError("EEXIST", `cannot create ${path}: there is a map already`);
+    mine = true;
+    // Nor may any old bit be left behind blank superblocks.
+    await file.truncate(0);
     await file.truncate(SLOTS_OFFSET + 2 * pages * PAGE_BYTES);
     await file.write(0, first);
     await file.dataSync();
     await env.files.syncDirectory(dirname(path));
   } catch (error) {
-    await env.files.unlink(path).catch(() => undefined);
+    if (mine) await env.files.unlink(path).catch(() => undefined);
     throw error;
   } finally {
     await file.close();
   }
+}
+
+/**
+ * A map without a byte in its superblocks is what a crash leaves of `createMap` (or a power cut, of its directory). Nothing
+ * was made that depends on it, so it is as good as none.
+ */
+export async function isBlankMap(env: Pick<Env, "files">, path: string): Promise<boolean> {
+  const file = await env.files.open({ path, writable: false, noFollow: true });
+  try {
+    return await isBlank(file);
+  } finally {
+    await file.close();
+  }
+}
+
+async function openNew({ files }: MapEnv, path: string): Promise<File> {
+  try {
+    return await files.open({ path, writable: true, create: true, noFollow: true });
+  } catch (error) {
+    if (!(error instanceof FileError && error.code === "EEXIST")) throw error;
+    return await files.open({ path, writable: true, noFollow: true });
+  }
+}
+
+async function isBlank(file: File): Promise<boolean> {
+  const bytes = new Uint8Array(SLOTS_OFFSET);
+  return isZero(bytes.subarray(0, await file.read(0, bytes)));
 }
 
 /** Opens and locks a map. Writes nothing. Throws `OverlayRefusedError`, or a `FileError` of the host. */
@@ -80,6 +115,15 @@ interface Opened {
   readonly superblockSlot: Slot;
 }
 
+/** How far each slot is known to be a hole: most of a large map is, and asking costs a system call. */
+type HoleEnds = [a: number, b: number];
+
+interface PageRun {
+  readonly page: number;
+  readonly count: number;
+  readonly holes: HoleEnds;
+}
+
 export class MapFile {
   readonly pages: number;
   readonly #file: File;
@@ -87,6 +131,8 @@ export class MapFile {
   readonly #slots: Uint8Array;
   #superblock: Superblock;
   #superblockSlot: Slot;
+  #updates: Promise<void> = Promise.resolve();
+  #syncFailure: Error | undefined;
   /** The greatest of any page in the file. */
   #generation = 0;
 
@@ -108,11 +154,22 @@ export class MapFile {
   }
 
   /** Writes a superblock with these changes into the other place, and syncs. */
-  async update(changes: Partial<Pick<Superblock, "state" | "term">>): Promise<void> {
+  update(changes: Partial<Pick<Superblock, "state" | "term">>): Promise<void> {
+    const update = this.#updates.then(() => this.#update(changes));
+    this.#updates = update.catch(() => undefined);
+    return update;
+  }
+
+  /** As `update`, into both places: whichever of them is lost later, the term is not. */
+  async updateBoth(changes: Partial<Pick<Superblock, "state" | "term">>): Promise<void> {
+    await Promise.all([this.update(changes), this.update(changes)]);
+  }
+
+  async #update(changes: Partial<Pick<Superblock, "state" | "term">>): Promise<void> {
     const next = { ...this.#superblock, ...changes, generation: this.#superblock.generation + 1 };
     const slot: Slot = this.#superblockSlot === 0 ? 1 : 0;
     await this.#file.write(slot * PAGE_BYTES, encodeSuperblock(next));
-    await this.#file.dataSync();
+    await this.sync();
     this.#superblock = next;
     this.#superblockSlot = slot;
   }
@@ -123,9 +180,11 @@ export class MapFile {
    */
   async scan(visit: (page: number, bits: Uint8Array) => void, rewrite: boolean): Promise<void> {
     const torn: { page: number; loaded: LoadedPage }[] = [];
+    const holes: HoleEnds = [0, 0];
     for (let page = 0; page < this.pages; page += SCAN_PAGES) {
       const count = Math.min(SCAN_PAGES, this.pages - page);
-      const slots = await Promise.all([this.#readSlot(page, 0, count), this.#readSlot(page, 1, count)]);
+      const run = { page, count, holes };
+      const slots = await Promise.all([this.#readSlot(run, 0), this.#readSlot(run, 1)]);
       if (slots[0] === undefined && slots[1] === undefined) continue;
       const [a, b] = [slots[0] ?? new Uint8Array(count * PAGE_BYTES), slots[1] ?? new Uint8Array(count * PAGE_BYTES)];
       for (let index = 0; index < count; index++) {
@@ -144,22 +203,38 @@ export class MapFile {
       }
     }
     // With a new generation, which is known only now.
-    if (torn.length > 0) this.nextGeneration();
-    for (const { page, loaded } of torn) await this.writePage(page, loaded.bits);
+    await this.writePages(torn.map(({ page, loaded }) => [page, loaded.bits] as const));
     if (torn.length === 0 && !rewrite) return;
     await this.sync();
     for (const { page } of torn) this.settle(page);
   }
 
-  /** Begins a set of page writes: they share one generation. */
-  nextGeneration(): void {
-    this.#generation += 1;
+  /**
+   * Writes pages, with a generation of their own, each to the slot that does not hold it. It does not hold before
+   * `settle`. False: there were none.
+   */
+  async writePages(pages: Iterable<readonly [page: number, bits: Uint8Array]>): Promise<boolean> {
+    let [from, batch]: [number, Buffer[]] = [0, []];
+    for (const [page, bits] of pages) {
+      if (batch.length === 0) this.#generation += 1;
+      const joins = page === from + batch.length && this.#slots[page] === this.#slots[from];
+      if (batch.length > 0 && (!joins || batch.length === WRITE_PAGES_MAX))
+        await this.#writeBatch(from, batch.splice(0));
+      if (batch.length === 0) from = page;
+      batch.push(encodePage(bits, page, this.#generation));
+    }
+    if (batch.length === 0) return false;
+    await this.#writeBatch(from, batch);
+    return true;
   }
 
-  /** Writes a page to the slot that does not hold it. It does not hold before `settle`. */
-  async writePage(page: number, bits: Uint8Array): Promise<void> {
-    const slot: Slot = this.#slots[page] === 0 ? 1 : 0;
-    await this.#file.write(this.#offset(page, slot), encodePage(bits, page, this.#generation));
+  #writeBatch(from: number, batch: readonly Buffer[]): Promise<void> {
+    const slot: Slot = this.#slots[from] === 0 ? 1 : 0;
+    const [only] = batch;
+    return this.#file.write(
+      this.#offset(from, slot),
+      only !== undefined && batch.length === 1 ? only : Buffer.concat(batch),
+    );
   }
 
   /** The page that was written has been synced. */
@@ -167,8 +242,17 @@ export class MapFile {
     this.#slots[page] = this.#slots[page] === 0 ? 1 : 0;
   }
 
-  sync(): Promise<void> {
-    return this.#file.dataSync();
+  /** One that has failed is not tried again: the kernel may have dropped what it should have made durable. */
+  async sync(): Promise<void> {
+    if (this.#syncFailure !== undefined && !this.#env.chaos.on("cor/retry-sync")) throw this.#syncFailure;
+    try {
+      await this.#file.dataSync();
+    } catch (error) {
+      this.#syncFailure ??= error instanceof Error ? error : new Error(String(error));
+      throw error;
+    }
+    // One that began earlier may have failed meanwhile, and have been told of pages that were ours.
+    if (this.#syncFailure !== undefined && !this.#env.chaos.on("cor/retry-sync")) throw this.#syncFailure;
   }
 
   /** The bits of a page, from the page cache; `undefined`: use `readPage`. */
@@ -200,11 +284,13 @@ export class MapFile {
   }
 
   /** `undefined`: all of it is a hole. */
-  async #readSlot(page: number, slot: Slot, count: number): Promise<Uint8Array | undefined> {
+  async #readSlot({ page, count, holes }: PageRun, slot: Slot): Promise<Uint8Array | undefined> {
     const offset = this.#offset(page, slot);
-    const extent = this.#file.features.extents ? await this.#file.extentAt(offset) : undefined;
-    if (extent?.kind === "hole" && extent.end >= offset + count * PAGE_BYTES) return undefined;
-    return this.#read(page, slot, count);
+    if (this.#file.features.extents && holes[slot] <= offset) {
+      const { kind, end } = await this.#file.extentAt(offset);
+      if (kind === "hole") holes[slot] = end;
+    }
+    return holes[slot] >= offset + count * PAGE_BYTES ? undefined : this.#read(page, slot, count);
   }
 
   async #read(page: number, slot: Slot, count: number): Promise<Uint8Array> {

@@ -4,7 +4,8 @@
  * together are never used.
  *
  * Making one: the map, state "new" → the image, carrying its uuid → the map's state "clean" (published). A crash in
- * between leaves a map in state "new", of which nothing was ever served; `createOverlay` then takes its uuid and goes on.
+ * between leaves a map in state "new", of which nothing was ever served. `createOverlay` then takes its uuid and goes on;
+ * where there is no image yet, the map itself may not have reached the disk whole, and is made anew.
  */
 import type { BlockDevice } from "../block/device.ts";
 import type { OverlayStore } from "../block/overlay-store.ts";
@@ -13,13 +14,14 @@ import { FileError } from "../env/files.ts";
 import { Commit } from "./commit.ts";
 import { OverlayRefusedError } from "./errors.ts";
 import { type IntentLog, openIntentLog } from "./intent-log.ts";
-import { createMap, type MapFile, openMap } from "./map-file.ts";
+import { createMap, isBlankMap, type MapFile, openMap } from "./map-file.ts";
 import { clusterCount, isClusterSize, type Superblock, UUID_BYTES } from "./map-format.ts";
 import { Overlay } from "./overlay.ts";
 import { addTo } from "./parts.ts";
 import { Presence } from "./presence.ts";
 
 type OverlayEnv = Pick<Env, "files" | "random" | "chaos">;
+type OpenEnv = OverlayEnv & Pick<Env, "clock">;
 
 export const CLUSTER_BYTES_DEFAULT = 4096;
 
@@ -97,17 +99,40 @@ async function makeImage(env: OverlayEnv, map: MapFile, { begun, createImage }: 
   }
 }
 
-/** The superblock of a map that an interrupted `createOverlay` left. */
+/** The superblock of a map that an interrupted `createOverlay` left, with an image that it may have begun. */
 async function unpublished(env: OverlayEnv, path: string): Promise<Superblock | undefined> {
-  if (!(await env.files.exists(mapPath(path)))) return undefined;
-  const map = await openMap(env, mapPath(path));
-  await map.close();
-  if (map.superblock.state === "new") return map.superblock;
-  throw new OverlayRefusedError("exists", `${map.path} exists already`, "resume that overlay, or choose another name");
+  if (!(await env.files.exists(mapPath(path))) || (await isBlankMap(env, mapPath(path)))) return undefined;
+  const map = await openUnpublished(env, path);
+  if (map !== undefined && map.superblock.state !== "new") {
+    await map.close();
+    throw new OverlayRefusedError(
+      "exists",
+      `${map.path} exists already`,
+      "resume that overlay, or choose another name",
+    );
+  }
+  try {
+    if (map !== undefined && (await env.files.exists(path))) return map.superblock;
+    await env.files.unlink(mapPath(path));
+    return undefined;
+  } finally {
+    await map?.close();
+  }
+}
+
+/** `undefined`: it is not a map yet, and there is no image. */
+async function openUnpublished(env: OverlayEnv, path: string): Promise<MapFile | undefined> {
+  try {
+    return await openMap(env, mapPath(path));
+  } catch (error) {
+    const unfinished = error instanceof OverlayRefusedError && error.code === "map-corrupt";
+    if (!unfinished || (await env.files.exists(path))) throw error;
+    return undefined;
+  }
 }
 
 /** Opens an overlay and makes what survived durable, before anything is served. Throws `OverlayRefusedError`. */
-export async function openOverlay(env: OverlayEnv, options: OpenOverlayOptions): Promise<Overlay> {
+export async function openOverlay(env: OpenEnv, options: OpenOverlayOptions): Promise<Overlay> {
   const { path, backing, background = backing, bootId, fetchUnitBytes, logHalfRecords } = options;
   const unit = fetchUnitBytes === undefined ? {} : { fetchUnitBytes };
   const logOptions = logHalfRecords === undefined ? {} : { halfRecords: logHalfRecords };
@@ -125,11 +150,15 @@ export async function openOverlay(env: OverlayEnv, options: OpenOverlayOptions):
     const { log, records } = await openIntentLog(env, { path: logPath(path), uuid, bootId, ...logOptions });
     opened.push(log);
     const presence = new Presence(map, clusterCount(sizeBytes, clusterBytes));
-    await presence.open(state !== "clean" && !env.chaos.on("cor/rewrite-skipped"));
-    // Before the first change: from now on, whoever opens the map must not take its page cache for the disk.
-    if (state !== "complete") await map.update({ state: "open" });
-    await replay({ presence, records, store, map, log, chaos: env.chaos });
-    return new Overlay({ store, map, log, presence, backing, background, chaos: env.chaos, ...unit });
+    // "clean" and "complete" were written after all else was durable.
+    await presence.open(state === "open" && !env.chaos.on("cor/rewrite-skipped"));
+    // Before the first change: from now on, whoever opens the map must not take its page cache for the disk. Nor must we:
+    // that it is complete may have been written, and not synced, by somebody who was killed.
+    const completed = state === "complete" && !env.chaos.on("cor/rewrite-skipped");
+    if (completed || state !== "complete") await map.update({ state: completed ? "complete" : "open" });
+    const { clock, chaos } = env;
+    await replay({ presence, records, store, map, log, clock, chaos });
+    return new Overlay({ store, map, log, presence, backing, background, clock, chaos, ...unit });
   } catch (error) {
     for (const resource of opened.reverse()) await resource.close();
     throw error;
@@ -142,6 +171,7 @@ interface Replay {
   readonly store: OverlayStore;
   readonly map: MapFile;
   readonly log: IntentLog;
+  readonly clock: Env["clock"];
   readonly chaos: Env["chaos"];
 }
 

@@ -10,6 +10,7 @@ import { BlockError, checkRange } from "../block/error.ts";
 import { appendExtent, type Extent } from "../block/extents.ts";
 import type { OverlayStore } from "../block/overlay-store.ts";
 import type { Chaos } from "../env/chaos.ts";
+import type { Clock } from "../env/clock.ts";
 import { InFlight } from "../util/in-flight.ts";
 import { RangeLock } from "../util/range-lock.ts";
 import { Claims } from "./claims.ts";
@@ -29,6 +30,12 @@ export interface ClusterRange {
   readonly count: number;
 }
 
+/** Bytes that are local or missing alike. */
+export interface PresenceExtent {
+  readonly length: number;
+  readonly local: boolean;
+}
+
 export interface NewOverlay {
   /** Taken over: `close` closes store, map and log. */
   readonly store: OverlayStore;
@@ -39,6 +46,7 @@ export interface NewOverlay {
   readonly backing: BlockDevice;
   readonly background: BlockDevice;
   readonly fetchUnitBytes?: number;
+  readonly clock: Clock;
   readonly chaos: Chaos;
 }
 
@@ -54,12 +62,12 @@ export class Overlay implements BlockDevice {
   #closing: Promise<void> | undefined;
 
   constructor(options: NewOverlay) {
-    const { store, map, log, presence, backing, background, chaos } = options;
+    const { store, map, log, presence, backing, background, clock, chaos } = options;
     const { sizeBytes, clusterBytes } = map.superblock;
     this.sizeBytes = sizeBytes;
     this.clusterBytes = clusterBytes;
     this.capabilities = { ...store.capabilities, extents: true };
-    const commit = new Commit({ store, map, presence, log, chaos });
+    const commit = new Commit({ store, map, presence, log, clock, chaos });
     this.#parts = {
       ...{ sizeBytes, clusterBytes, store, backing, background, presence, commit, log, chaos },
       claims: new Claims(),
@@ -76,6 +84,17 @@ export class Overlay implements BlockDevice {
 
   get localClusters(): number {
     return this.#parts.presence.presentCount;
+  }
+
+  /** Bytes of the disk that are local: the last cluster may be short. */
+  get localBytes(): number {
+    const { presentCount, lastPresent } = this.#parts.presence;
+    const short = lastPresent ? this.clusters * this.clusterBytes - this.sizeBytes : 0;
+    return presentCount * this.clusterBytes - short;
+  }
+
+  get term(): number {
+    return this.#map.superblock.term;
   }
 
   /** Demand replies that could not be stored (they reached the guest, and are fetched again when needed). */
@@ -159,6 +178,31 @@ export class Overlay implements BlockDevice {
     });
   }
 
+  /** What of [offset, offset + length) is local, from `offset` on without gaps: at least one run, at most `countMax`. */
+  presenceExtents(offset: number, length: number, countMax: number): Promise<PresenceExtent[]> {
+    return this.#guarded(offset, length, async () => {
+      if (!(length >= 1 && countMax >= 1)) throw new BlockError("invalid", "no extents were asked for");
+      const list: PresenceExtent[] = [];
+      for (let at = offset; at < offset + length; ) {
+        const [cluster, last] = clustersOf(this.#parts, at, offset + length - at);
+        const run = await runOf(this.#parts.presence, cluster, last);
+        const end = Math.min(bytesOf(this.#parts, cluster, run.last)[1], offset + length);
+        const before = list.at(-1);
+        // A run ends where memory does; the next may be of the same kind.
+        if (before?.local === run.present) list[list.length - 1] = { ...before, length: before.length + end - at };
+        else if (list.length === countMax) break;
+        else list.push({ length: end - at, local: run.present });
+        at = end;
+      }
+      return list;
+    });
+  }
+
+  /** Writes the ownership number into both copies of the map's superblock; durable when resolved. */
+  setTerm(term: number): Promise<void> {
+    return this.#guarded(0, 0, () => this.#map.updateBoth({ term }));
+  }
+
   /** Fetches and stores what is missing of the clusters, for hydration. Resolves to the bytes stored. */
   fetchBackground({ first, count }: ClusterRange): Promise<number> {
     return this.#guarded(0, 0, () => this.#fetcher.background(first, count));
@@ -191,6 +235,9 @@ export class Overlay implements BlockDevice {
     });
   }
 
+  /**
+   * Waits for what is under way, also for reads of the backing: its owner closes the backing first, so that they end.
+   */
   close(): Promise<void> {
     this.#closing ??= this.#close();
     return this.#closing;
@@ -205,6 +252,7 @@ export class Overlay implements BlockDevice {
     const { commit, presence, store, log } = this.#parts;
     try {
       await this.#fetcher.drain();
+      commit.unsynced.close();
       await commit.drain();
       const clean = presence.settled && !commit.latched && this.#map.superblock.state === "open";
       // Not clean is always right: then the next open writes the map's sectors again.

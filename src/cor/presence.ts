@@ -8,6 +8,7 @@
  *   sealed differ from durable, kept in memory until a commit settles it.
  * - Methods that answer `undefined` or false found a page that is not in memory: await `load(cluster)` and ask again.
  */
+import { bitAt, bitCount, runEnd, setBits } from "./bits.ts";
 import type { MapFile } from "./map-file.ts";
 import { PAGE_BITS_BYTES, PAGE_CLUSTERS } from "./map-format.ts";
 
@@ -43,6 +44,7 @@ export class Presence {
   readonly #clean = new Map<number, Page>();
   readonly #dirty = new Map<number, Page>();
   #presentCount = 0;
+  #lastPresent = false;
 
   constructor(map: MapFile, clusters: number) {
     this.clusters = clusters;
@@ -55,12 +57,19 @@ export class Presence {
     await this.#map.scan((page, bits) => {
       const count = bitCount(bits);
       this.#presentCount += count;
-      this.#kinds[page] = this.#kindOf(page, count);
+      this.#kinds[page] = this.#kindOf(count);
+      const last = this.clusters - 1 - page * PAGE_CLUSTERS;
+      if (last < PAGE_CLUSTERS && bitAt(bits, last)) this.#lastPresent = true;
     }, rewrite);
   }
 
   get presentCount(): number {
     return this.#presentCount;
+  }
+
+  /** The last cluster, which may be short, is present. */
+  get lastPresent(): boolean {
+    return this.#lastPresent;
   }
 
   /** Present = durable. */
@@ -84,15 +93,15 @@ export class Presence {
     if (present === undefined) return undefined;
     let end = first;
     while (end < last) {
-      const next = end + 1;
-      const page = Math.floor(next / PAGE_CLUSTERS);
-      const uniform = this.#uniform(page);
-      if (uniform === undefined) {
-        // An unloaded page ends the run: the caller comes back for it.
-        if (this.has(next) !== present) break;
-        end = next;
-      } else if (uniform === present) end = Math.min(last, (page + 1) * PAGE_CLUSTERS - 1);
-      else break;
+      const number = Math.floor((end + 1) / PAGE_CLUSTERS);
+      const stop = Math.min(last, (number + 1) * PAGE_CLUSTERS - 1);
+      const uniform = this.#uniform(number);
+      // An unloaded page ends the run: the caller comes back for it.
+      const bits = uniform === undefined ? (this.#dirty.get(number) ?? this.#held(number))?.present : undefined;
+      if (uniform === present) end = stop;
+      else if (bits === undefined) break;
+      else end = number * PAGE_CLUSTERS + runEnd(bits, [(end + 1) % PAGE_CLUSTERS, stop % PAGE_CLUSTERS], present);
+      if (end < stop) break;
     }
     return { present, last: end };
   }
@@ -136,22 +145,30 @@ export class Presence {
 
   /** Every cluster of [first, last] is durable, or the intent log has a record of it. They must be present. */
   isGuarded(first: number, last: number): boolean {
-    for (let at = first; at <= last; at++) {
-      const page = this.#dirty.get(Math.floor(at / PAGE_CLUSTERS));
-      const bit = at % PAGE_CLUSTERS;
-      if (page === undefined) at = (Math.floor(at / PAGE_CLUSTERS) + 1) * PAGE_CLUSTERS - 1;
-      else if (!bitAt(page.durable, bit) && !(page.logged !== undefined && bitAt(page.logged, bit))) return false;
+    if (this.settled) return true;
+    for (const [page, from, to] of this.#dirtyWithin(first, last)) {
+      for (let bit = from; bit <= to; bit++) {
+        if (!bitAt(page.durable, bit) && !(page.logged !== undefined && bitAt(page.logged, bit))) return false;
+      }
     }
     return true;
   }
 
   /** The intent log has a record of [first, last]. */
   noteLogged(first: number, last: number): void {
-    for (let at = first; at <= last; at++) {
-      const page = this.#dirty.get(Math.floor(at / PAGE_CLUSTERS));
-      if (page === undefined) continue;
+    for (const [page, from, to] of this.#dirtyWithin(first, last)) {
       page.logged ??= new Uint8Array(PAGE_BITS_BYTES);
-      setBit(page.logged, at % PAGE_CLUSTERS);
+      setBits(page.logged, [from, to]);
+    }
+  }
+
+  *#dirtyWithin(first: number, last: number): Generator<readonly [page: Page, from: number, to: number]> {
+    for (let at = first; at <= last; ) {
+      const number = Math.floor(at / PAGE_CLUSTERS);
+      const stop = Math.min(last, (number + 1) * PAGE_CLUSTERS - 1);
+      const page = this.#dirty.get(number);
+      if (page !== undefined) yield [page, at % PAGE_CLUSTERS, stop % PAGE_CLUSTERS];
+      at = stop + 1;
     }
   }
 
@@ -175,7 +192,7 @@ export class Presence {
       page.sealed = undefined;
       if (page.present !== page.durable) continue;
       this.#dirty.delete(number);
-      this.#kinds[number] = this.#kindOf(number, page.count);
+      this.#kinds[number] = this.#kindOf(page.count);
       page.logged = undefined;
       if (this.#kinds[number] === KIND_MIXED) this.#keep(number, page);
     }
@@ -187,32 +204,25 @@ export class Presence {
   }
 
   #addTo(number: number, page: Page, [from, to]: readonly [number, number]): void {
-    if (page.present === FULL || isSet(page.present, from, to)) return;
+    if (page.present === FULL || runEnd(page.present, [from, to], true) === to) return;
     if (!this.#dirty.has(number)) {
       this.#clean.delete(number);
       this.#dirty.set(number, page);
     }
+    const whole = to - from === PAGE_CLUSTERS - 1;
     const shared = page.present === page.durable || page.present === page.sealed || page.present === EMPTY;
-    if (shared) page.present = page.present.slice();
-    let added = 0;
-    for (let bit = from; bit <= to; bit++) {
-      if (bitAt(page.present, bit)) continue;
-      setBit(page.present, bit);
-      added += 1;
-    }
+    if (shared && !whole) page.present = page.present.slice();
+    const added = whole ? PAGE_CLUSTERS - page.count : setBits(page.present, [from, to]);
     page.count += added;
     this.#presentCount += added;
+    if (number * PAGE_CLUSTERS + to === this.clusters - 1) this.#lastPresent = true;
     if (page.count === PAGE_CLUSTERS) page.present = FULL;
   }
 
   /** Only asked for pages that are not dirty. */
-  #kindOf(number: number, count: number): number {
+  #kindOf(count: number): number {
     if (count === 0) return KIND_EMPTY;
-    return count === this.#capacity(number) && count === PAGE_CLUSTERS ? KIND_FULL : KIND_MIXED;
-  }
-
-  #capacity(number: number): number {
-    return Math.min(PAGE_CLUSTERS, this.clusters - number * PAGE_CLUSTERS);
+    return count === PAGE_CLUSTERS ? KIND_FULL : KIND_MIXED;
   }
 
   #uniform(number: number): boolean | undefined {
@@ -248,26 +258,10 @@ export class Presence {
 }
 
 function cleanPage(bits: Uint8Array): Page {
-  return { present: bits, sealed: undefined, durable: bits, logged: undefined, count: bitCount(bits) };
+  return { present: bits, sealed: undefined, durable: bits, logged: undefined, count: countIn(bits) };
 }
 
-function bitAt(bits: Uint8Array, index: number): boolean {
-  return (((bits[index >>> 3] ?? 0) >>> (index & 7)) & 1) === 1;
-}
-
-function setBit(bits: Uint8Array, index: number): void {
-  bits[index >>> 3] = (bits[index >>> 3] ?? 0) | (1 << (index & 7));
-}
-
-function isSet(bits: Uint8Array, from: number, to: number): boolean {
-  for (let bit = from; bit <= to; bit++) if (!bitAt(bits, bit)) return false;
-  return true;
-}
-
-function bitCount(bits: Uint8Array): number {
+function countIn(bits: Uint8Array): number {
   if (bits === EMPTY) return 0;
-  if (bits === FULL) return PAGE_CLUSTERS;
-  let count = 0;
-  for (let byte of bits) for (; byte !== 0; byte &= byte - 1) count += 1;
-  return count;
+  return bits === FULL ? PAGE_CLUSTERS : bitCount(bits);
 }

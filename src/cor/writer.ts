@@ -183,6 +183,7 @@ export class Writer {
     const changed = leave ? clustersOf(this.#parts, start, end - start) : ([first, last] as const);
     claims.void(...changed);
     if (chaos.on("cor/bit-at-request")) await addTo(presence, ...changed);
+    if (chaos.on("cor/log-before-data")) await this.#parts.log.append(changed[0], changed[1] - changed[0] + 1);
     try {
       for (const edge of leave ? [] : missingEdges) {
         const bytes = fetched.get(edge)?.bytes;

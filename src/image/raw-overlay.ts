@@ -18,6 +18,8 @@ import { blockErrorFrom, ImageOpenError, imageOpenErrorFrom } from "./errors.ts"
 import { RawImage } from "./raw.ts";
 
 const TRAILER_BYTES = 512;
+/** What a file system gives a file for its trailer, at least. */
+const ALLOCATION_BYTES = 4096;
 const MAGIC = Buffer.from("BFERRYIM", "latin1");
 
 export interface RawOverlayOptions {
@@ -44,9 +46,10 @@ export async function createRawOverlay(
     await file.lock("exclusive");
     const end = trailerOffset(sizeBytes);
     const now = await file.sizeBytes();
-    const ours = now === 0 || (now === end + TRAILER_BYTES && (await carries(file, options)));
+    const whole = now === end + TRAILER_BYTES && (await carries(file, options));
+    const ours = now === 0 || whole || (now === end + TRAILER_BYTES && (await isUnfinished(file, end)));
     if (!(made || (options.begun && ours))) throw new FileError("EEXIST", `${path} exists`);
-    if (now === 0) await file.write(end, encodeTrailer(options));
+    if (!whole) await file.write(end, encodeTrailer(options));
     await file.dataSync();
     await env.files.syncDirectory(dirname(path));
   } catch (error) {
@@ -55,6 +58,21 @@ export async function createRawOverlay(
   } finally {
     await file?.close();
   }
+}
+
+/**
+ * Power went before the trailer was on the disk, and only the file's size was: nothing else is in it, and the trailer is
+ * nobody's.
+ */
+async function isUnfinished(file: File, end: number): Promise<boolean> {
+  return (await file.allocatedBytes()) <= ALLOCATION_BYTES && (await hasNoTrailer(file, end));
+}
+
+/** What is where a trailer would be is none, of whatever map. */
+async function hasNoTrailer(file: File, end: number): Promise<boolean> {
+  const bytes = Buffer.alloc(TRAILER_BYTES);
+  await file.read(end, bytes);
+  return crc32(bytes.subarray(0, 508)) !== bytes.readUInt32LE(508);
 }
 
 async function openOrCreate(env: Pick<Env, "files">, path: string): Promise<[File, made: boolean]> {
@@ -71,7 +89,7 @@ async function openOrCreate(env: Pick<Env, "files">, path: string): Promise<[Fil
  * may the trailer be gone.
  */
 export async function openRawOverlay(
-  env: Pick<Env, "files">,
+  env: Pick<Env, "files"> & Partial<Pick<Env, "chaos">>,
   options: RawOverlayOptions & { readonly clusterBytes: number; readonly complete: boolean },
 ): Promise<RawOverlayStore> {
   const { path, sizeBytes, clusterBytes, complete } = options;
@@ -79,27 +97,52 @@ export async function openRawOverlay(
   try {
     file = await env.files.open({ path, writable: true, noFollow: true });
     await file.lock("exclusive");
-    const alone = complete && (await file.sizeBytes()) === sizeBytes;
-    if (!alone && !(await carries(file, options))) {
+    if (!(complete && (await isReleased(file, sizeBytes))) && !(await carries(file, options))) {
       const why = "it is not the image that its map was made for";
       throw new ImageOpenError("not-an-image", path, { why, hint: "restore the image and its map together" });
     }
-    return new RawOverlayStore(file, sizeBytes, clusterBytes);
+    return new RawOverlayStore(file, { sizeBytes, clusterBytes, retrySync: env.chaos?.on("cor/retry-sync") ?? false });
   } catch (error) {
     await file?.close();
     throw imageOpenErrorFrom(error, path);
   }
 }
 
+interface RawStoreOptions {
+  readonly sizeBytes: number;
+  readonly clusterBytes: number;
+  readonly retrySync: boolean;
+}
+
+/** The trailer is gone, or was going when the power went. */
+async function isReleased(file: File, sizeBytes: number): Promise<boolean> {
+  const size = await file.sizeBytes();
+  const end = trailerOffset(sizeBytes);
+  return size === sizeBytes || (size === end + TRAILER_BYTES && (await hasNoTrailer(file, end)));
+}
+
 export class RawOverlayStore extends RawImage implements OverlayStore {
   readonly clusterBytes: number;
   readonly #file: File;
+  readonly #retrySync: boolean;
 
-  /** Takes `file` over. */
-  constructor(file: File, sizeBytes: number, clusterBytes: number) {
+  /** Takes `file` over. `retrySync` is a mutant. */
+  constructor(file: File, { sizeBytes, clusterBytes, retrySync }: RawStoreOptions) {
     super(file, sizeBytes);
     this.#file = file;
+    this.#retrySync = retrySync;
     this.clusterBytes = clusterBytes;
+  }
+
+  /** Most of what an overlay zeroes was never written, however large it is. */
+  protected override async isHole(offset: number, length: number): Promise<boolean> {
+    if (!this.#file.features.extents) return false;
+    const { kind, end } = await this.#file.extentAt(offset);
+    return kind === "hole" && end >= offset + length;
+  }
+
+  startWriteback(offset: number, length: number): void {
+    this.#file.startWriteback(offset, length);
   }
 
   /** Only the map knows. */
@@ -121,7 +164,7 @@ export class RawOverlayStore extends RawImage implements OverlayStore {
   }
 
   commit(): Promise<void> {
-    return this.flush();
+    return this.#retrySync ? this.#file.dataSync() : this.flush();
   }
 
   async complete(): Promise<void> {

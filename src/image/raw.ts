@@ -206,7 +206,13 @@ export class RawImage implements Image {
     );
   }
 
+  /** Whether zeroing the range would change nothing. False is always right. */
+  protected isHole(_offset: number, _length: number): Promise<boolean> {
+    return Promise.resolve(false);
+  }
+
   async #zero(offset: number, length: number, options: ZeroOptions): Promise<void> {
+    if (!options.noHole && (await this.isHole(offset, length))) return;
     if (!options.noHole && (await this.#patiently(() => this.#file.punchHole(offset, length)))) return;
     if (await this.#patiently(() => this.#file.zeroRange(offset, length))) return;
     if (options.fastOnly) throw new BlockError("not-supported", `${this.#file.path} cannot be zeroed fast`);

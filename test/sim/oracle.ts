@@ -38,12 +38,18 @@ interface Found extends Change {
   readonly values: readonly number[];
 }
 
-export type Survival = "process-kill" | "power-loss";
+/**
+ * `after-latch`: the process was killed after an I/O error had lost data and made it refuse every write and flush. What
+ * it had not made durable may be gone, and what is found is in the page cache only.
+ */
+export type Survival = "process-kill" | "after-latch" | "power-loss";
 
 export interface OracleOptions {
   readonly sizeBytes: number;
   /** A multiple of 8 that divides the size. */
   readonly cellBytes: number;
+  /** Cells that are zero before the first change; by default none. */
+  readonly zeroAtFirst?: (cell: number) => boolean;
 }
 
 export class Oracle {
@@ -55,24 +61,30 @@ export class Oracle {
   /** Acknowledged before this: durable. */
   #flushedBefore = 0;
   readonly #changes: Change[][] = [];
+  readonly #zeroAtFirst: (cell: number) => boolean;
   readonly #reads = new Set<number>();
   #unknown: Change[] = [];
   /** Reads and checks of cells that were made. */
   checked = 0;
 
-  constructor({ sizeBytes, cellBytes }: OracleOptions) {
+  constructor({ sizeBytes, cellBytes, zeroAtFirst = () => false }: OracleOptions) {
     if (cellBytes % WORD_BYTES !== 0 || sizeBytes % cellBytes !== 0) throw new RangeError("cells do not fit the disk");
     this.sizeBytes = sizeBytes;
     this.cellBytes = cellBytes;
     this.cells = sizeBytes / cellBytes;
+    this.#zeroAtFirst = zeroAtFirst;
     const base = { value: 1, startedAt: 0, endedAt: 0, acknowledged: true, durable: true, hint: false };
-    for (let cell = 0; cell < this.cells; cell++) this.#changes.push([base]);
+    const zero = { ...base, value: ZERO };
+    for (let cell = 0; cell < this.cells; cell++) this.#changes.push([zeroAtFirst(cell) ? zero : base]);
   }
 
-  /** The disk as it is before the first change. Non-zero everywhere. */
+  /** The disk as it is before the first change. Non-zero except where `zeroAtFirst` says so. */
   baseContent(): Uint8Array {
     const bytes = new Uint8Array(this.sizeBytes);
     this.#fill(bytes, 0, 1);
+    for (let cell = 0; cell < this.cells; cell++) {
+      if (this.#zeroAtFirst(cell)) bytes.fill(0, cell * this.cellBytes, (cell + 1) * this.cellBytes);
+    }
     return bytes;
   }
 
@@ -145,15 +157,24 @@ export class Oracle {
   recover(survival: Survival, bytes: Uint8Array): void {
     if (bytes.length !== this.sizeBytes) throw new OracleError(`the disk has ${bytes.length} bytes`);
     this.endLingering();
-    const power = survival === "power-loss";
+    this.#endUnderWay();
+    const needsFlush = survival !== "process-kill";
     const counts = (change: Change): boolean =>
-      change.acknowledged && (!power || change.durable || change.endedAt < this.#flushedBefore);
-    const how = power ? "after power loss, a read" : "after a process kill, a read";
+      change.acknowledged && (!needsFlush || change.durable || change.endedAt < this.#flushedBefore);
     this.#check(0, bytes, (cell, values) => {
-      this.#allow(cell, values, counts, how);
-      if (power) this.#changes[cell] = [this.#foundDurable(values)];
+      this.#allow(cell, values, counts, `after ${survival}, a read`);
+      if (survival === "power-loss") this.#changes[cell] = [this.#foundDurable(values)];
       else this.#settleCell(cell, values);
     });
+  }
+
+  /** What was under way when everything stopped happened, or did not; it cannot happen any more. */
+  #endUnderWay(): void {
+    const now = this.#sequence++;
+    for (const list of this.#changes) {
+      for (const change of list) if (change.endedAt === Infinity) change.endedAt = now;
+    }
+    this.#reads.clear();
   }
 
   /** The changes that overlapped in the end settled on `values`; those that lost are replaced, durable or not. */

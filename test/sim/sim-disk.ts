@@ -14,6 +14,8 @@ export interface DiskBehaviour {
   readError: number;
   writeError: number;
   noSpace: number;
+  /** Only files whose path ends so run out of space; "" is all. */
+  noSpaceAt: string;
   syncError: number;
   /** `readNow` and `writeNow` answer −1. */
   nowRefused: number;
@@ -31,6 +33,7 @@ export function kindBehaviour(): DiskBehaviour {
     readError: 0,
     writeError: 0,
     noSpace: 0,
+    noSpaceAt: "",
     syncError: 0,
     nowRefused: 0,
     tail: 0,
@@ -65,6 +68,8 @@ export class SimDisk {
   readonly scheduler: Scheduler;
   readonly rng: Prng;
   behaviour: DiskBehaviour;
+  /** Writes and syncs that failed with an I/O error. */
+  ioErrors = 0;
   readonly #names = new Map<string, SimInode>();
   #durableNames = new Map<string, SimInode>();
   #pendingNames: NameChange[] = [];

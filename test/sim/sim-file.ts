@@ -8,6 +8,8 @@ import type { SimDisk } from "./sim-disk.ts";
 import { SECTOR_BYTES, type SimInode } from "./sim-inode.ts";
 import type { SimProcess } from "./sim-process.ts";
 
+const BLOCK_BYTES = 4096;
+
 export interface SimFileParts {
   readonly disk: SimDisk;
   readonly process: SimProcess;
@@ -109,6 +111,7 @@ export class SimFile implements File {
     const point = this.#inode.syncPoint();
     const act = (): void => {
       if (this.#fails("syncError")) {
+        this.#disk.ioErrors += 1;
         this.#inode.failSync(point, this.#disk.rng);
         this.#syncFailure = new FileError("EIO", `cannot sync ${this.path}`);
         throw this.#syncFailure;
@@ -197,7 +200,9 @@ export class SimFile implements File {
       this.#inode.write(offset, from);
       return;
     }
-    this.#writePart(offset, from);
+    if (code === "EIO") this.#disk.ioErrors += 1;
+    if (code === "EIO") this.#writePart(offset, from);
+    else this.#writeBlocks(offset, from);
     throw new FileError(code, `cannot write ${this.path}`);
   }
 
@@ -207,12 +212,20 @@ export class SimFile implements File {
     this.#inode.write(offset, from.subarray(0, Math.min(count, from.length)));
   }
 
+  /** Space is given by the block: as many as there were, but not all. */
+  #writeBlocks(offset: number, from: Uint8Array): void {
+    const blocks = this.#disk.rng.integer(0, Math.ceil(from.length / BLOCK_BYTES) - 1);
+    this.#inode.write(offset, from.subarray(0, blocks * BLOCK_BYTES));
+  }
+
   #refuseNow(): boolean {
     return this.#inFlight.closed || !this.#process.alive || this.#disk.rng.chance(this.#disk.behaviour.nowRefused);
   }
 
   #fails(fault: "readError" | "writeError" | "noSpace" | "syncError"): boolean {
-    const probability = this.#disk.behaviour[fault];
+    const { behaviour } = this.#disk;
+    if (fault === "noSpace" && !this.path.endsWith(behaviour.noSpaceAt)) return false;
+    const probability = behaviour[fault];
     return probability > 0 && this.#disk.rng.chance(probability);
   }
 }

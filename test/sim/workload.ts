@@ -168,7 +168,7 @@ export class Guest {
     const begunAt = oracle.beginFlush();
     const failure = await this.#attempt(() => device.flush());
     if (failure === undefined) oracle.acknowledgeFlush(begunAt);
-    else this.lost = true;
+    else if (failure.code !== "no-space") this.lost = true;
   }
 
   /** What it failed with, if that was a `BlockError`; anything else is a bug, and thrown. */

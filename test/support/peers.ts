@@ -1,6 +1,6 @@
 /** Other people's NBD servers, each in a folder of its own that goes away with it. */
 import { type ChildProcess, spawn } from "node:child_process";
-import { existsSync, readFileSync, writeFileSync } from "node:fs";
+import { existsSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { connect } from "node:net";
 import type { Address } from "../../src/env/links.ts";
 import type { NbdClient } from "../../src/nbd/client/client.ts";
@@ -107,6 +107,8 @@ export function nbdkit(...args: string[]): Promise<Peer> {
 
 /** As `nbdkit`, in a folder that stays the caller's: one that was there before can come back at its address. */
 export function nbdkitIn(folder: TempDir, ...args: string[]): Promise<Peer> {
+  // One that was killed leaves its socket behind.
+  rmSync(folder.file("nbd"), { force: true });
   const lent: TempDir = { path: folder.path, file: (name) => folder.file(name), [Symbol.dispose]: () => undefined };
   return start(lent, ["nbdkit", "--foreground", "--exit-with-parent", "-U", folder.file("nbd"), ...args]);
 }

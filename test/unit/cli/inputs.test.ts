@@ -1,10 +1,10 @@
 import { describe, expect, test } from "vitest";
 import { CliError, renderError, toCliError } from "../../../src/cli/cli-error.ts";
-import { nodeFinding } from "../../../src/cli/doctor-action.ts";
+import { nodeFinding } from "../../../src/cli/doctor/action.ts";
 import { readableLine } from "../../../src/cli/log.ts";
-import { parseCount, parsePort, parseSize } from "../../../src/cli/option-values.ts";
+import { parseCount, parsePort, parseSize } from "../../../src/cli/settings/option-values.ts";
 import { printable, printableJson } from "../../../src/cli/printable.ts";
-import { clearActivation, inheritedSockets } from "../../../src/cli/socket-activation.ts";
+import { clearActivation, inheritedSockets } from "../../../src/cli/serving/socket-activation.ts";
 import { FileError } from "../../../src/env/files.ts";
 import { ImageOpenError } from "../../../src/image/errors.ts";
 import { TlsError } from "../../../src/os/tls-error.ts";

@@ -1,6 +1,6 @@
 import { describe, expect, test } from "vitest";
 import { CliError } from "../../../src/cli/cli-error.ts";
-import { checkExposure, isLoopback, planServe, type ServeFlags } from "../../../src/cli/serve-plan.ts";
+import { checkExposure, isLoopback, planServe, type ServeFlags } from "../../../src/cli/serving/plan.ts";
 
 const around = { directory: "/work", inherited: [] };
 const plan = (flags: ServeFlags) => planServe("disk.raw", flags, around);

@@ -1,7 +1,7 @@
 import { spawnSync } from "node:child_process";
 import { describe, expect, test } from "vitest";
-import type { TlsPlan } from "../../../src/cli/serve-plan.ts";
-import { formatUri, runScript, shellQuote } from "../../../src/cli/serve-uri.ts";
+import type { TlsPlan } from "../../../src/cli/serving/plan.ts";
+import { formatUri, runScript, shellQuote } from "../../../src/cli/serving/uri.ts";
 import { parseNbdUri } from "../../../src/nbd/uri.ts";
 
 const OFF: TlsPlan = { mode: "off", deliberate: false };

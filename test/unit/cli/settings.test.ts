@@ -1,7 +1,7 @@
 import { describe, expect, test } from "vitest";
 import { CliError } from "../../../src/cli/cli-error.ts";
-import { ConfigFile, readConfigFile } from "../../../src/cli/config-file.ts";
-import { type FileEntry, layerSettings, type SettingSources } from "../../../src/cli/settings.ts";
+import { ConfigFile, readConfigFile } from "../../../src/cli/settings/config-file.ts";
+import { type FileEntry, layerSettings, type SettingSources } from "../../../src/cli/settings/settings.ts";
 
 const SHAPES = [
   { flag: "port", takesValue: true },

@@ -139,7 +139,7 @@ describe("an overlay whose storage fails", () => {
       const store = {
         commit: () => (++syncs === 1 ? Promise.reject(new BlockError("io", "lost")) : Promise.resolve()),
       };
-      const commit = new Commit({ store, map, presence, log, chaos: env.chaos });
+      const commit = new Commit({ store, map, presence, log, clock: env.clock, chaos: env.chaos });
       await addTo(presence, 0, 0);
       await expect(commit.flush()).rejects.toMatchObject({ code: "io" });
       const second = await commit.flush().then(

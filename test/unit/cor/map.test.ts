@@ -110,9 +110,8 @@ describe("a map file", () => {
     for (let cluster = 0; cluster < 4; cluster++) {
       await addTo(presence, cluster, cluster);
       presence.seal();
-      map.nextGeneration();
       files.log.length = 0;
-      for (const [page, bits] of presence.sealed(false)) await map.writePage(page, bits);
+      await map.writePages(presence.sealed(false));
       for (const [page] of presence.sealed(false)) map.settle(page);
       presence.settle();
       writes.push(...files.log.filter((line) => line.startsWith("write")));
@@ -137,8 +136,7 @@ describe("a map file", () => {
       most = Math.max(most, presence.pagesHeld);
       if (!presence.crowded) continue;
       presence.seal();
-      map.nextGeneration();
-      for (const [number, bits] of presence.sealed(false)) await map.writePage(number, bits);
+      await map.writePages(presence.sealed(false));
       for (const [number] of presence.sealed(false)) map.settle(number);
       presence.settle();
     }

@@ -5,6 +5,7 @@ import { MemoryDevice } from "../../../src/block/memory.ts";
 import type { CorChaosPoint } from "../../../src/cor/chaos-points.ts";
 import type { Overlay } from "../../../src/cor/overlay.ts";
 import { createOverlay, openOverlay } from "../../../src/cor/overlay-files.ts";
+import type { Clock } from "../../../src/env/clock.ts";
 import type { Files } from "../../../src/env/files.ts";
 import { createRawOverlay, openRawOverlay } from "../../../src/image/raw-overlay.ts";
 import { Prng } from "../../support/seed.ts";
@@ -12,8 +13,40 @@ import { Prng } from "../../support/seed.ts";
 export const IMAGE = "/vm/disk.raw";
 export const CLUSTER = 4096;
 
+/** Time passes when it is told to. */
+export class HandClock implements Clock {
+  #now = 0;
+  readonly #timers = new Map<object, { readonly at: number; readonly fire: () => void }>();
+
+  get timers(): number {
+    return this.#timers.size;
+  }
+
+  nowMs(): number {
+    return this.#now;
+  }
+
+  wallMs(): number {
+    return this.#now;
+  }
+
+  setTimer(delayMs: number, fire: () => void): { cancel: () => void } {
+    const timer = { cancel: () => void this.#timers.delete(timer) };
+    this.#timers.set(timer, { at: this.#now + delayMs, fire });
+    return timer;
+  }
+
+  pass(ms: number): void {
+    this.#now += ms;
+    for (const [timer, { at, fire }] of [...this.#timers]) {
+      if (at <= this.#now && this.#timers.delete(timer)) fire();
+    }
+  }
+}
+
 export interface World {
   readonly files: Files;
+  readonly clock: Clock;
   readonly random: { next(): number; fill(into: Uint8Array): void };
   readonly chaos: { on(point: string): boolean };
 }
@@ -21,7 +54,12 @@ export interface World {
 export function world(files: Files, ...mutants: CorChaosPoint[]): World {
   const rng = new Prng(7, "overlay");
   const random = { next: () => rng.float(), fill: (into: Uint8Array) => rng.fill(into) };
-  return { files, random, chaos: { on: (point) => mutants.some((mutant) => mutant === point) } };
+  return {
+    files,
+    random,
+    clock: new HandClock(),
+    chaos: { on: (point) => mutants.some((mutant) => mutant === point) },
+  };
 }
 
 export async function create(env: World, sizeBytes: number, clusterBytes = CLUSTER): Promise<void> {

@@ -53,4 +53,36 @@ describe("a raw image in an overlay", () => {
     await plain.read(100, into);
     expect(into.equals(pattern(100, 50, 2))).toBe(true);
   });
+
+  it("is finished where power went before the trailer was on the disk, and nobody else's image is touched", async () => {
+    const sizeBytes = 20_000;
+    const begun = { ...common, sizeBytes, begun: true };
+    const whole = new FakeFiles();
+    await createRawOverlay({ files: whole }, { ...begun, uuid: UUID.slice().reverse() });
+    await expect(createRawOverlay({ files: whole }, begun)).rejects.toMatchObject({ code: "exists" });
+    const size = whole.disks.get(PATH)?.size ?? 0;
+    const empty = new FakeFiles();
+    empty.add(PATH, size);
+    await expect(createRawOverlay({ files: empty }, { ...begun, begun: false })).rejects.toMatchObject({
+      code: "exists",
+    });
+    await createRawOverlay({ files: empty }, begun);
+    await (await openRawOverlay({ files: empty }, begun)).close();
+    const full = new FakeFiles();
+    full.add(PATH, pattern(0, size, 3));
+    await expect(createRawOverlay({ files: full }, begun)).rejects.toMatchObject({ code: "exists" });
+  });
+
+  it("opens when it is complete and power went while its trailer was going", async () => {
+    const files = new FakeFiles();
+    const sizeBytes = 20_000;
+    await createRawOverlay({ files }, { ...common, sizeBytes });
+    const disk = files.disks.get(PATH);
+    disk?.put(disk.size - 512, new Uint8Array(512));
+    await expect(openRawOverlay({ files }, { ...common, sizeBytes })).rejects.toMatchObject({ code: "not-an-image" });
+    const store = await openRawOverlay({ files }, { ...common, sizeBytes, complete: true });
+    await store.complete();
+    await store.close();
+    expect(disk?.size).toBe(sizeBytes);
+  });
 });

@@ -1,0 +1,3 @@
+import { itSurvivesCrashes } from "./overlay-bulk.ts";
+
+itSurvivesCrashes(1);

@@ -1,0 +1,46 @@
+import { expect } from "vitest";
+import { COR_CHAOS_POINTS, type CorChaosPoint } from "../../src/cor/chaos-points.ts";
+import { itSeeded } from "../support/seed.ts";
+import { replayCommand, withoutStacks } from "./overlay-bulk.ts";
+import { overlayHistory } from "./overlay-history.ts";
+
+const HISTORIES_MAX = 60_000;
+const TIMEOUT_MS = 240_000;
+
+itSeeded("an overlay's history is the same each time its seed is run", async (rng) => {
+  for (let round = 0; round < 40; round++) {
+    const seed = rng.integer(1, 1e9);
+    const once = await overlayHistory(seed);
+    expect(await overlayHistory(seed), replayCommand(seed)).toEqual(once);
+  }
+});
+
+async function firstDeath(first: number, mutant: CorChaosPoint): Promise<{ seed: number; why: string } | undefined> {
+  for (let seed = first; seed < first + HISTORIES_MAX; seed++) {
+    if (seed % 50 === 0) await new Promise((resolve) => setImmediate(resolve));
+    try {
+      await overlayHistory(seed, [mutant]);
+    } catch (error) {
+      return { seed, why: String(error) };
+    }
+  }
+  return undefined;
+}
+
+for (const mutant of Object.keys(COR_CHAOS_POINTS) as CorChaosPoint[]) {
+  itSeeded(
+    `histories of an overlay show the mutant ${mutant}: ${COR_CHAOS_POINTS[mutant]}`,
+    async (rng) => {
+      const first = rng.integer(1, 1e9);
+      const death = await withoutStacks(() => firstDeath(first, mutant));
+      expect(death, "no history showed it").toBeDefined();
+      if (death === undefined) return;
+      // It is the mutant that is wrong, not the seed.
+      await overlayHistory(death.seed);
+      console.info(
+        `${mutant}: died at seed ${death.seed}, history ${death.seed - first + 1}: ${death.why.slice(0, 90)}`,
+      );
+    },
+    TIMEOUT_MS,
+  );
+}
