@@ -4,7 +4,11 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { describe, expect, test } from "vitest";
 import { CliError } from "../../../src/cli/cli-error.ts";
-import { checkRuntimeDirectory, checkSocketPlace, runtimeDirectory } from "../../../src/cli/instance/runtime-directory.ts";
+import {
+  checkRuntimeDirectory,
+  checkSocketPlace,
+  runtimeDirectory,
+} from "../../../src/cli/instance/runtime-directory.ts";
 import { joinRuns, mapColumns, renderTotals } from "../../../src/cli/verbs/map.ts";
 import { renderEvent, renderRawStatus, renderStatus } from "../../../src/cli/verbs/status-text.ts";
 import { parseDuration, parseRate } from "../../../src/cli/verbs/values.ts";
