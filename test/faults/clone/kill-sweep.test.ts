@@ -57,6 +57,16 @@ async function wholeDisk(clone: CloneProcess): Promise<Uint8Array> {
   return bytes;
 }
 
+/** `strace` would let go of its child when told to stop: the child is told. */
+function endChildOf(pid: number): void {
+  try {
+    const children = readFileSync(`/proc/${pid}/task/${pid}/children`, "latin1").trim();
+    if (children !== "") process.kill(Number(children), "SIGTERM");
+  } catch {
+    // Both have gone already.
+  }
+}
+
 /** True: it was killed where it was to be. */
 async function killedAt(
   place: Place,
@@ -90,9 +100,7 @@ async function killedAt(
   }
   await using running = clone;
   await live(running, oracle, rng);
-  // `strace` would let go of it when told to stop: its child is told.
-  const children = readFileSync(`/proc/${running.pid}/task/${running.pid}/children`, "latin1").trim();
-  if (children !== "") process.kill(Number(children), "SIGTERM");
+  endChildOf(running.pid);
   return (await running.ended) === 137;
 }
 
