@@ -14,6 +14,12 @@ export type ImageOpenErrorCode =
   | "unsupported-format"
   /** No such format name. */
   | "unknown-format"
+  /** A header says what cannot be. */
+  | "corrupt"
+  /** It lies over another image, which was not given, or the other way round. */
+  | "backing"
+  /** What is to be created cannot be described by the format. */
+  | "bad-geometry"
   | "io";
 
 /** The image cannot be opened. `message` says what, `why` and `hint` (what to do) are one line each. */

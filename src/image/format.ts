@@ -3,11 +3,10 @@
  * probed**: the guest writes them, and could turn its raw disk into one that names any file of the host.
  */
 import { extname } from "node:path";
-import type { Env } from "../env/env.ts";
 import { ImageOpenError } from "./errors.ts";
-import type { Image, OpenImageOptions } from "./image.ts";
+import type { Image, ImageEnv, OpenImageOptions } from "./image.ts";
+import { openQed } from "./qed/open.ts";
 import { openRaw } from "./raw.ts";
-
 export interface ImageFormat {
   readonly name: string;
   /** Lower case, with the dot. */
@@ -15,7 +14,7 @@ export interface ImageFormat {
   /** Byte n of the device is byte n of the file. */
   readonly flat: boolean;
   /** Absent when this build knows the format's name and cannot open it. Throws `ImageOpenError`. */
-  readonly open?: (env: Pick<Env, "files">, options: OpenImageOptions) => Promise<Image>;
+  readonly open?: (env: ImageEnv, options: OpenImageOptions) => Promise<Image>;
 }
 
 const RAW: ImageFormat = { name: "raw", extensions: [".raw", ".img", ".iso"], flat: true, open: openRaw };
@@ -23,7 +22,7 @@ const RAW: ImageFormat = { name: "raw", extensions: [".raw", ".img", ".iso"], fl
 /** Every format that has a name here. A new one is one more line. */
 export const IMAGE_FORMATS: readonly ImageFormat[] = [
   RAW,
-  { name: "qed", extensions: [".qed"], flat: false },
+  { name: "qed", extensions: [".qed"], flat: false, open: openQed },
   { name: "qcow2", extensions: [".qcow2", ".qcow"], flat: false },
 ];
 
@@ -65,7 +64,7 @@ export interface OpenedImage extends FormatChoice {
 }
 
 /** Chooses the format, opens and locks the image. The caller closes it. Throws `ImageOpenError`. */
-export async function openImage(env: Pick<Env, "files">, request: OpenImageRequest): Promise<OpenedImage> {
+export async function openImage(env: ImageEnv, request: OpenImageRequest): Promise<OpenedImage> {
   const { format: named, formats = IMAGE_FORMATS, ...options } = request;
   const choice = chooseFormat(options.path, named, formats);
   const { name, open } = choice.format;

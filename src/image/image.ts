@@ -1,5 +1,9 @@
 /** What the formats have in common, beyond being block devices. */
 import type { BlockDevice } from "../block/device.ts";
+import type { Env } from "../env/env.ts";
+
+/** What opening an image needs of the world; the rest makes it tidier. */
+export type ImageEnv = Pick<Env, "files"> & Partial<Pick<Env, "clock" | "chaos">>;
 
 export interface OpenImageOptions {
   readonly path: string;
@@ -8,6 +12,28 @@ export interface OpenImageOptions {
   readonly noFollow?: boolean;
   /** False: take no image lock. For looking at an image that somebody else may be using, never for serving it. */
   readonly lock?: boolean;
+  /**
+   * What lies under an image that names a backing file; it stays the caller's. `absent`: the operator says that there is
+   * nothing, so that what the image does not hold reads as zeroes. Names inside images are never opened.
+   */
+  readonly backing?: BlockDevice | "absent";
+}
+
+/** What the image says it lies over. Text, and never opened. */
+export interface BackingReference {
+  readonly name: string;
+  readonly format?: string;
+}
+
+/** A range of an image as its own tables have it. */
+export interface ImageRun {
+  readonly length: number;
+  /** The image itself says what is there. */
+  readonly present: boolean;
+  readonly zero: boolean;
+  readonly data: boolean;
+  /** Where in the file it is, if it is data. */
+  readonly offset?: number;
 }
 
 export interface Image extends BlockDevice {
@@ -15,6 +41,11 @@ export interface Image extends BlockDevice {
   readonly storage: "regular" | "block-device";
   /** It was not closed cleanly, and its tables have to be checked. */
   readonly dirty: boolean;
+  /** Of formats that have clusters. */
+  readonly clusterBytes?: number;
+  readonly backingReference?: BackingReference | undefined;
+  /** What the image's tables say, at least one run: absent where byte n of the device is byte n of the file. */
+  runs?(offset: number, length: number): Promise<ImageRun[]>;
   /** Storage that the image takes, in bytes; 0 for a block device. */
   allocatedBytes(): Promise<number>;
 }

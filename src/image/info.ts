@@ -1,6 +1,7 @@
 /** `image info`: what `qemu-img info` tells, in its words and in its order. Takes no lock and changes nothing. */
 import type { Env } from "../env/env.ts";
 import { openImage } from "./format.ts";
+import type { BackingReference } from "./image.ts";
 
 export interface ImageQuery {
   readonly path: string;
@@ -18,12 +19,18 @@ export interface ImageInfo {
   /** Storage that the image takes. */
   readonly diskBytes: number;
   readonly dirty: boolean;
+  /** Of formats that have clusters. */
+  readonly clusterBytes?: number;
+  /** What the image says it lies over: shown, never opened. */
+  readonly backing?: BackingReference;
 }
 
 /** Throws `ImageOpenError`. */
 export async function imageInfo(env: Pick<Env, "files">, query: ImageQuery): Promise<ImageInfo> {
-  const { image, format, notice } = await openImage(env, { ...query, readOnly: true, lock: false });
+  const looking = { readOnly: true, lock: false, backing: "absent" } as const;
+  const { image, format, notice } = await openImage(env, { ...query, ...looking });
   await using _ = image;
+  const { clusterBytes, backingReference } = image;
   return {
     path: query.path,
     format: format.name,
@@ -31,6 +38,8 @@ export async function imageInfo(env: Pick<Env, "files">, query: ImageQuery): Pro
     virtualBytes: image.sizeBytes,
     diskBytes: await image.allocatedBytes(),
     dirty: image.dirty,
+    ...(clusterBytes !== undefined && { clusterBytes }),
+    ...(backingReference !== undefined && { backing: backingReference }),
   };
 }
 
@@ -42,20 +51,52 @@ export function renderInfo(info: ImageInfo): string {
     `virtual size: ${humanBytes(info.virtualBytes)} (${info.virtualBytes} bytes)`,
     `disk size: ${humanBytes(info.diskBytes)}`,
   ];
+  if (info.clusterBytes !== undefined) lines.push(`cluster_size: ${info.clusterBytes}`);
   if (info.dirty) lines.push("cleanly shut down: no");
+  if (info.backing !== undefined) {
+    const { name, format } = info.backing;
+    const full = fullBackingName(info.path, name);
+    lines.push(`backing file: ${onOneLine(name)}${full === name ? "" : ` (actual path: ${onOneLine(full)})`}`);
+    if (format !== undefined) lines.push(`backing file format: ${format}`);
+  }
   return `${lines.join("\n")}\n`;
 }
 
 /** The form of `qemu-img info --output=json`. */
 export function renderInfoJson(info: ImageInfo): string {
+  const { backing, clusterBytes } = info;
   const fields = {
+    ...(backing?.format !== undefined && { "backing-filename-format": backing.format }),
     "virtual-size": info.virtualBytes,
     filename: info.path,
+    ...(clusterBytes !== undefined && { "cluster-size": clusterBytes }),
     format: info.format,
     "actual-size": info.diskBytes,
+    ...(backing !== undefined && { "full-backing-filename": fullBackingName(info.path, backing.name) }),
+    ...(backing !== undefined && { "backing-filename": backing.name }),
     "dirty-flag": info.dirty,
   };
-  return `${JSON.stringify(fields, undefined, 4)}\n`;
+  // JSON writes out the other control characters anyhow, and the rest may be part of a path.
+  return `${JSON.stringify(fields, undefined, 4).replaceAll(OBEYED, writtenOut)}\n`;
+}
+
+/** What terminals obey, as far as JSON leaves it alone: C1 controls, line separators, directional marks. */
+const OBEYED = /[\u007f-\u009f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff]/gu;
+
+/** For a name from inside an image: it says what it likes. */
+function onOneLine(name: string): string {
+  return name.replaceAll(/\p{Cc}/gu, writtenOut).replaceAll(OBEYED, writtenOut);
+}
+
+function writtenOut(character: string): string {
+  return `\\u${character.charCodeAt(0).toString(16).padStart(4, "0")}`;
+}
+
+/** As QEMU would find it: beside the image, unless the name begins with a slash or a protocol. */
+function fullBackingName(path: string, name: string): string {
+  if (name === "" || name.startsWith("/") || /^[^/]*:/.test(name)) return name;
+  const folder = path.slice(0, path.lastIndexOf("/") + 1);
+  return `${folder}${name}`;
 }
 
 const UNITS = ["B", "KiB", "MiB", "GiB", "TiB", "PiB"];

@@ -34,23 +34,35 @@ export interface ImageMapQuery extends ImageQuery {
 /** Throws `ImageOpenError` or `BlockError`. The image is open until the last entry was taken or the loop was left. */
 export async function* imageMap(env: Pick<Env, "files">, query: ImageMapQuery): AsyncGenerator<MapEntry, void, void> {
   const { start = 0, lengthMax = Infinity, ...which } = query;
-  const { image, format } = await openImage(env, { ...which, readOnly: true, lock: false });
+  const looking = { readOnly: true, lock: false, backing: "absent" } as const;
+  const { image, format } = await openImage(env, { ...which, ...looking });
   await using _ = image;
   let last: MapEntry | undefined;
-  for await (const entry of runs(image, start, Math.min(start + lengthMax, image.sizeBytes))) {
-    if (last !== undefined && last.zero === entry.zero && last.data === entry.data) {
+  for await (const run of runs(image, start, Math.min(start + lengthMax, image.sizeBytes))) {
+    const entry = format.flat ? { ...run, offset: run.start } : run;
+    if (last !== undefined && belongTogether(last, entry)) {
       last = { ...last, length: last.length + entry.length };
       continue;
     }
     if (last !== undefined) yield last;
-    last = format.flat ? { ...entry, offset: entry.start } : entry;
+    last = entry;
   }
   if (last !== undefined) yield last;
+}
+
+function belongTogether(last: MapEntry, next: MapEntry): boolean {
+  if (last.present !== next.present || last.zero !== next.zero || last.data !== next.data) return false;
+  return last.offset === undefined ? next.offset === undefined : last.offset + last.length === next.offset;
 }
 
 /** As the device tells them: two neighbours from different answers may be of one kind. */
 async function* runs(image: Image, start: number, end: number): AsyncGenerator<MapEntry, void, void> {
   for (let at = start; at < end; ) {
+    for (const run of (await image.runs?.(at, end - at)) ?? []) {
+      yield { start: at, depth: 0, ...run };
+      at += run.length;
+    }
+    if (image.runs !== undefined) continue;
     for (const { length, hole, zero } of await image.extents(at, end - at, EXTENTS_AT_ONCE)) {
       yield { start: at, length, depth: 0, present: true, zero, data: !hole };
       at += length;

@@ -1,0 +1,103 @@
+/**
+ * The feature bits in the header of an image that is in use, and when they are written.
+ *
+ * - NEED_CHECK is durable before the first allocating write of an image without a backing file, and cleared only when
+ *   everything written under it is durable. An image with a backing file does without it: there, data is durable before
+ *   the entry that points to it, so that a crash leaves lost space and nothing worse.
+ * - Unknown autoclear bits go before anything else is written.
+ */
+import type { Chaos } from "../../env/chaos.ts";
+import type { ImageFile } from "../tables/image-file.ts";
+import {
+  encodeHeader,
+  isDirty,
+  QED_F_NEED_CHECK,
+  QED_FEATURES_BYTES,
+  QED_FEATURES_OFFSET,
+  type QedHeader,
+} from "./header.ts";
+
+export interface QedFlagsParts {
+  readonly file: ImageFile;
+  /** As it is in the file. */
+  readonly header: QedHeader;
+  /** Ordering alone keeps the tables right. */
+  readonly ordered: boolean;
+  readonly chaos: Chaos;
+}
+
+export class QedFlags {
+  readonly #parts: QedFlagsParts;
+  #header: QedHeader;
+  /** NEED_CHECK is set and durable. */
+  #marked: boolean;
+  #marking: Promise<void> | undefined;
+  #preparing: Promise<void> | undefined;
+
+  constructor(parts: QedFlagsParts) {
+    this.#parts = parts;
+    this.#header = parts.header;
+    // What was found may be in the page cache only; the check ends with a sync before anything is allocated.
+    this.#marked = isDirty(parts.header);
+  }
+
+  get needCheck(): boolean {
+    return isDirty(this.#header);
+  }
+
+  /** Nothing has to be cleared before something else is written. */
+  get prepared(): boolean {
+    return this.#header.autoclearFeatures === 0n;
+  }
+
+  /** To be called before anything is written. */
+  async prepare(): Promise<void> {
+    if (this.prepared) return;
+    this.#preparing ??= this.#clearAutoclear().finally(() => {
+      this.#preparing = undefined;
+    });
+    await this.#preparing;
+  }
+
+  /** Resolves when nothing that `prepare` has begun is under way. */
+  async settled(): Promise<void> {
+    await this.#preparing?.catch(() => undefined);
+  }
+
+  /** To be called inside the gate, before anything is allocated. */
+  async mark(): Promise<void> {
+    const { ordered, chaos } = this.#parts;
+    if (this.#marked || ordered || chaos.on("qed/flag-not-set")) return;
+    this.#marking ??= this.#setNeedCheck().finally(() => {
+      this.#marking = undefined;
+    });
+    await this.#marking;
+  }
+
+  /** To be called while the gate is held, everything written being durable. */
+  async clear(): Promise<void> {
+    this.#marked = false;
+    await this.#write({ ...this.#header, features: this.#header.features & ~QED_F_NEED_CHECK });
+  }
+
+  async #setNeedCheck(): Promise<void> {
+    const { file, chaos } = this.#parts;
+    await this.#write({ ...this.#header, features: this.#header.features | QED_F_NEED_CHECK });
+    if (!chaos.on("qed/flag-unsynced")) await file.sync();
+    this.#marked = true;
+  }
+
+  async #clearAutoclear(): Promise<void> {
+    const cleared = { ...this.#header, autoclearFeatures: 0n };
+    await this.#write(cleared, this.#header);
+    await this.#parts.file.sync();
+    this.#header = { ...this.#header, autoclearFeatures: 0n };
+  }
+
+  /** The three words lie within one sector. `known` is what this object goes by until the caller says otherwise. */
+  async #write(header: QedHeader, known: QedHeader = header): Promise<void> {
+    const bytes = encodeHeader(header).subarray(QED_FEATURES_OFFSET, QED_FEATURES_OFFSET + QED_FEATURES_BYTES);
+    await this.#parts.file.write(QED_FEATURES_OFFSET, bytes);
+    this.#header = known;
+  }
+}
