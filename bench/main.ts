@@ -7,8 +7,9 @@ import { temporaryFolder } from "./lib/process.ts";
 import { caseLines, figure, headLines, outcomeOf, type Results } from "./lib/report.ts";
 import type { BenchCase, Suite, SuiteContext } from "./lib/suite.ts";
 import { nbdSuite } from "./suites/nbd.ts";
+import { streamSuite } from "./suites/stream.ts";
 
-const SUITES: readonly Suite[] = [nbdSuite];
+const SUITES: readonly Suite[] = [nbdSuite, streamSuite];
 
 const EXIT_FAILED = 1;
 const EXIT_NOT_REACHED = 2;
@@ -49,6 +50,7 @@ async function run(suite: Suite, options: BenchOptions, print: (line: string) =>
     const context: SuiteContext = {
       directory: folder.path,
       quick: options.quick,
+      ...(options.sizeBytes !== undefined && { sizeBytes: options.sizeBytes }),
       wants: (name) => !options.list && name.includes(options.filter),
       log: (line) => console.error(line),
     };

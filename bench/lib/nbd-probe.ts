@@ -1,6 +1,6 @@
 /**
  * A very small NBD client, for two questions that every sample asks: is the server there, and does it serve the right
- * bytes? Fixed newstyle, NBD_OPT_EXPORT_NAME, simple replies. It shares no code with `src/nbd`, on purpose: what
+ * bytes? And for playing the guest where fio is too blunt: one request at a time. Fixed newstyle, NBD_OPT_EXPORT_NAME, simple replies. It shares no code with `src/nbd`, on purpose: what
  * checks a server should not be able to make the same mistake as the server.
  */
 import { connect, type Socket } from "node:net";
@@ -12,8 +12,14 @@ const NBD_FLAG_FIXED_AND_NO_ZEROES = 3;
 const NBD_REQUEST_MAGIC = 0x25609513;
 const NBD_SIMPLE_REPLY_MAGIC = 0x67446698;
 const NBD_CMD_READ = 0;
+const NBD_CMD_WRITE = 1;
 const NBD_CMD_DISC = 2;
+const NBD_CMD_FLUSH = 3;
 const SILENCE_MAX_MS = 10_000;
+const LOOPBACK = "127.0.0.1";
+
+/** Where a server listens: the path of a unix socket, or a TCP port of this machine's loopback address. */
+export type Listen = string | number;
 
 export class NbdProbe implements AsyncDisposable {
   readonly sizeBytes: number;
@@ -27,8 +33,9 @@ export class NbdProbe implements AsyncDisposable {
   }
 
   /** Connects and shakes hands. Rejects when nobody listens, or when it is not an NBD server. */
-  static async connect(socketPath: string, exportName = ""): Promise<NbdProbe> {
-    const socket = connect(socketPath);
+  static async connect(listen: Listen, exportName = ""): Promise<NbdProbe> {
+    const socket = typeof listen === "number" ? connect(listen, LOOPBACK) : connect(listen);
+    socket.setNoDelay(true);
     const bytes = new ByteReader(socket);
     try {
       const greeting = await bytes.take(18);
@@ -50,11 +57,18 @@ export class NbdProbe implements AsyncDisposable {
 
   async read(offset: number, length: number): Promise<Buffer> {
     this.#socket.write(request(NBD_CMD_READ, offset, length));
-    const header = await this.#bytes.take(16);
-    if (header.readUInt32BE(0) !== NBD_SIMPLE_REPLY_MAGIC) throw new Error("not a simple reply");
-    const errno = header.readUInt32BE(4);
-    if (errno !== 0) throw new Error(`reading ${length} bytes at ${offset}: error ${errno}`);
+    await this.#reply(`reading ${length} bytes at ${offset}`);
     return await this.#bytes.take(length);
+  }
+
+  async write(offset: number, bytes: Buffer): Promise<void> {
+    this.#socket.write(Buffer.concat([request(NBD_CMD_WRITE, offset, bytes.length), bytes]));
+    await this.#reply(`writing ${bytes.length} bytes at ${offset}`);
+  }
+
+  async flush(): Promise<void> {
+    this.#socket.write(request(NBD_CMD_FLUSH, 0, 0));
+    await this.#reply("flushing");
   }
 
   /** Reads `length` bytes at each offset and compares them with `pattern`. */
@@ -63,6 +77,13 @@ export class NbdProbe implements AsyncDisposable {
       const at = pattern.mismatch(await this.read(offset, length), offset);
       if (at >= 0) throw new Error(`the server's byte at ${at} is not that of "${pattern.tag}"`);
     }
+  }
+
+  async #reply(doing: string): Promise<void> {
+    const header = await this.#bytes.take(16);
+    if (header.readUInt32BE(0) !== NBD_SIMPLE_REPLY_MAGIC) throw new Error("not a simple reply");
+    const errno = header.readUInt32BE(4);
+    if (errno !== 0) throw new Error(`${doing}: error ${errno}`);
   }
 
   [Symbol.asyncDispose](): Promise<void> {

@@ -7,6 +7,7 @@ export const USAGE = `usage: npm run bench -- SUITE [options]
   --filter S      only cases whose name contains S
   --only PEER     only this contender; may be repeated, or name several, separated by commas
   --json FILE     write the results there, too ("-": to standard output, and the table to standard error)
+  --size S        how much is copied, as in 512M or 2G (suite "stream"; default 1G; with --quick 256M)
   --dir D         where the test disks go (default /var/tmp); the file system matters
   --list          name the suites, or the cases of SUITE, and end
 Exit codes: 0 every bar met, 1 a measurement failed, 2 a bar missed or not judged (not with --quick, --only), 64 usage.`;
@@ -20,6 +21,8 @@ export interface BenchOptions {
   readonly only: readonly string[];
   readonly jsonFile: string | undefined;
   readonly directory: string;
+  /** Undefined: the suite's own choice. */
+  readonly sizeBytes: number | undefined;
   readonly list: boolean;
   readonly help: boolean;
 }
@@ -42,6 +45,7 @@ export function parseOptions(words: readonly string[]): BenchOptions {
     only: (values.only ?? []).flatMap((names) => names.split(",")).filter((name) => name !== ""),
     jsonFile: values.json,
     directory: values.dir ?? "/var/tmp",
+    sizeBytes: values.size === undefined ? undefined : size(values.size),
     list: values.list ?? false,
     help: values.help ?? false,
   };
@@ -59,6 +63,7 @@ function parse(words: readonly string[]) {
         only: { type: "string", multiple: true },
         json: { type: "string" },
         dir: { type: "string" },
+        size: { type: "string" },
         list: { type: "boolean" },
         help: { type: "boolean", short: "h" },
       },
@@ -66,6 +71,13 @@ function parse(words: readonly string[]) {
   } catch (error) {
     throw new UsageError((error as Error).message, { cause: error });
   }
+}
+
+/** In whole MiB, so that every block size divides it. */
+function size(text: string): number {
+  const [, digits, unit] = /^([1-9]\d{0,5})([MG])$/.exec(text) ?? [];
+  if (digits === undefined) throw new UsageError(`--size takes something like 512M or 2G, not "${text}"`);
+  return Number(digits) * (unit === "G" ? 2 ** 30 : 2 ** 20);
 }
 
 function wholeNumber(text: string): number {

@@ -2,7 +2,8 @@
  * Test disks in a known state: allocated and initialized, so that no sample pays for a first touch; in the page cache,
  * or verifiably not; clean, so that no sample pays for another's dirty pages.
  */
-import { type FileHandle, open } from "node:fs/promises";
+import { type FileHandle, open, rm } from "node:fs/promises";
+import { join } from "node:path";
 import type { Pattern } from "./pattern.ts";
 import { runTool } from "./process.ts";
 
@@ -21,6 +22,19 @@ export async function createPatternFile(path: string, sizeBytes: number, pattern
   await file.sync();
 }
 
+/** A new file of holes, but for the ranges. On the disk. */
+export async function createSparseFile(
+  path: string,
+  sizeBytes: number,
+  ranges: readonly Range[],
+  pattern: Pattern,
+): Promise<void> {
+  await using file = await open(path, "wx");
+  await file.truncate(sizeBytes);
+  for (const range of ranges) await writePattern(file, range, pattern);
+  await file.sync();
+}
+
 /** Reads the range, so that it is in the page cache. */
 export async function warm(path: string, { offset, length }: Range): Promise<void> {
   await using file = await open(path, "r");
@@ -30,6 +44,27 @@ export async function warm(path: string, { offset, length }: Range): Promise<voi
     if (bytesRead === 0) throw new Error(`${path} ends at ${offset + done}`);
     done += bytesRead;
   }
+}
+
+/**
+ * Makes sure that so many bytes of the page cache can be filled at memory speed. A virtual machine that gives free memory
+ * back to its host gets it again a page fault at a time, 3 s a GiB: more than all that is measured. So pages are taken
+ * just as a copy takes them, for a file that is never written out, and are free again, and warm, when this resolves.
+ * Use them within a second.
+ */
+export async function touchMemory(folder: string, bytes: number): Promise<void> {
+  const path = join(folder, "scratch");
+  const chunk = Buffer.alloc(CHUNK_BYTES, 1);
+  {
+    await using file = await open(path, "wx");
+    for (let done = 0; done < bytes; done += CHUNK_BYTES) await file.write(chunk, 0, chunk.length, done);
+  }
+  await rm(path);
+}
+
+/** Writes out all that is dirty in the folder's file system: nobody pays for what was written or deleted before. */
+export async function settle(folder: string): Promise<void> {
+  await runTool({ argv: ["sync", "--file-system", folder], timeoutMs: TOOL_TIMEOUT_MS });
 }
 
 /** Writes the file's dirty pages out, so that whoever comes next begins without them. */

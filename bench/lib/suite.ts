@@ -52,6 +52,8 @@ export interface SuiteContext {
   /** A folder of this run, removed after it. */
   readonly directory: string;
   readonly quick: boolean;
+  /** What `--size` asked for; a suite whose disks have the size they must have may leave it alone. */
+  readonly sizeBytes?: number;
   /** Whether anything of the case will be run: prepare nothing for cases that will not. */
   wants(caseName: string): boolean;
   log(line: string): void;

@@ -6,18 +6,43 @@ import type { Range } from "./prepare.ts";
 
 const CHUNK_BYTES = 1 << 20;
 const SPOT_BYTES = 4096;
+export const WRITTEN_BYTES = 4096;
 
-/** Compares a range of a file or block device with a pattern. */
-export async function verifyFile(path: string, { offset, length }: Range, pattern: Pattern): Promise<void> {
+/** Blocks of `WRITTEN_BYTES`, aligned, that hold something else than the rest. */
+export interface Written {
+  readonly pattern: Pattern;
+  readonly offsets: ReadonlySet<number>;
+}
+
+/** Compares a range of a file or block device with a pattern; blocks in `written` must hold theirs. */
+export async function verifyFile(
+  path: string,
+  { offset, length }: Range,
+  pattern: Pattern,
+  written?: Written,
+): Promise<void> {
   await using file = await open(path, "r");
   const buffer = Buffer.allocUnsafeSlow(CHUNK_BYTES);
   for (let done = 0; done < length; ) {
     const at = offset + done;
     const { bytesRead } = await file.read(buffer, 0, Math.min(CHUNK_BYTES, length - done), at);
     if (bytesRead === 0) throw new Error(`${path} ends at ${at}`);
+    if (written !== undefined) takeOutWritten(path, { at, bytes: buffer.subarray(0, bytesRead) }, written, pattern);
     const wrong = pattern.mismatch(buffer.subarray(0, bytesRead), at);
     if (wrong >= 0) throw new Error(`${path}: the byte at ${wrong} is not that of "${pattern.tag}"`);
     done += bytesRead;
+  }
+}
+
+/** Checks the written blocks among `bytes` and puts back what was there before them. */
+function takeOutWritten(path: string, piece: { at: number; bytes: Buffer }, written: Written, before: Pattern): void {
+  const { at, bytes } = piece;
+  for (let block = at; block < at + bytes.length; block += WRITTEN_BYTES) {
+    if (!written.offsets.has(block)) continue;
+    const data = bytes.subarray(block - at, block - at + WRITTEN_BYTES);
+    const wrong = written.pattern.mismatch(data, block);
+    if (wrong >= 0) throw new Error(`${path}: the byte at ${wrong} is not that of "${written.pattern.tag}"`);
+    before.expected(block, data.length).copy(data);
   }
 }
 

@@ -5,7 +5,7 @@ describe("the command line", () => {
   test("needs no options", () => {
     expect(parseOptions(["nbd"])).toEqual({
       ...{ suite: "nbd", samples: 5, quick: false, filter: "", only: [], jsonFile: undefined },
-      ...{ directory: "/var/tmp", list: false, help: false },
+      ...{ directory: "/var/tmp", sizeBytes: undefined, list: false, help: false },
     });
   });
 
@@ -21,6 +21,11 @@ describe("the command line", () => {
     expect(parseOptions(["nbd", "--quick", "--samples", "5"]).samples).toBe(5);
   });
 
+  test("understands sizes in MiB and GiB", () => {
+    expect(parseOptions(["stream", "--size", "512M"]).sizeBytes).toBe(512 * 2 ** 20);
+    expect(parseOptions(["stream", "--size=2G"]).sizeBytes).toBe(2 ** 31);
+  });
+
   test("names several contenders in one word or in several", () => {
     expect(parseOptions(["nbd", "--only", "a,b", "--only", "c"]).only).toEqual(["a", "b", "c"]);
   });
@@ -30,6 +35,9 @@ describe("the command line", () => {
     [["nbd", "--samples", "2.5"], /2\.5/],
     [["nbd", "--samples", ""], /from 1 on/],
     [["nbd", "wan"], /nbd wan/],
+    [["stream", "--size", "1"], /"1"/],
+    [["stream", "--size", "0M"], /512M/],
+    [["stream", "--size", "1.5G"], /1\.5G/],
     [["nbd", "--fast"], /--fast/],
     [["nbd", "--json"], /json/],
   ])("refuses %j, and says what is wrong", (words, message) => {
