@@ -70,8 +70,11 @@ export interface File extends AsyncDisposable {
   read(offset: number, into: Uint8Array): Promise<number>;
   /** Writes all of `from` to the page cache, synchronously: `from.length`, or −1 when it might block. Throws `FileError`. */
   writeNow(offset: number, from: Uint8Array): number;
-  /** Writes all of `from`, also past the end of a regular file. */
-  write(offset: number, from: Uint8Array): Promise<void>;
+  /**
+   * Writes all of `from`, also past the end of a regular file. `once`: nobody is expected to read it soon, so it need not
+   * stay in the page cache; a hint.
+   */
+  write(offset: number, from: Uint8Array, options?: { readonly once?: boolean }): Promise<void>;
 
   truncate(sizeBytes: number): Promise<void>;
   /** Gives the range back to the file system; it then reads as zeroes. False: not possible here, nothing was changed. */

@@ -151,7 +151,7 @@ export class RawOverlayStore extends RawImage implements OverlayStore {
   }
 
   putFetched(cluster: number, from: Uint8Array): Promise<void> {
-    return this.write(cluster * this.clusterBytes, from);
+    return this.writeOnce(cluster * this.clusterBytes, from);
   }
 
   putWritten(offset: number, from: Uint8Array): Promise<void> {

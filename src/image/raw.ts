@@ -95,11 +95,20 @@ export class RawImage implements Image {
     }
   }
 
-  async write(offset: number, from: Uint8Array, options?: WriteOptions): Promise<void> {
+  write(offset: number, from: Uint8Array, options?: WriteOptions): Promise<void> {
+    return this.#write(offset, from, options);
+  }
+
+  /** As `write`, for what nobody is expected to read soon. */
+  protected writeOnce(offset: number, from: Uint8Array): Promise<void> {
+    return this.#write(offset, from, { once: true });
+  }
+
+  async #write(offset: number, from: Uint8Array, options?: WriteOptions & { readonly once?: boolean }): Promise<void> {
     this.#enter();
     try {
       this.#checkWrite(offset, from.length);
-      if (from.length > 0) await this.#file.write(offset, from);
+      if (from.length > 0) await this.#file.write(offset, from, options);
       if (options?.fua) await this.#latch.sync();
     } catch (error) {
       throw this.#latch.writeFailed(error);

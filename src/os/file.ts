@@ -15,6 +15,7 @@ import { readFully, writeFully, writeFullyNow } from "./file-io.ts";
 import { capacityOf, type FileKind, writesStayInMemory } from "./file-kind.ts";
 import { ReadPace } from "./file-read-pace.ts";
 import { DataSync } from "./file-sync.ts";
+import { ONCE_BYTES_MIN, OnceWriter } from "./file-write-once.ts";
 import { type DirtyBudget, FileWriteback } from "./file-writeback.ts";
 import { ImageLock } from "./locks.ts";
 import type { NativeCalls } from "./native-calls.ts";
@@ -63,6 +64,7 @@ export class RealFile implements File {
   readonly #extents: ExtentFinder | undefined;
   readonly #readPace = new ReadPace(() => performance.now());
   readonly #writeback: FileWriteback;
+  readonly #onceWriter: OnceWriter | undefined;
   readonly #sync: DataSync;
   readonly #lock: ImageLock;
   /** Writes up to here do not extend the file. */
@@ -87,6 +89,7 @@ export class RealFile implements File {
     this.#extents = calls && kind === "regular" ? new ExtentFinder(calls, fd, path) : undefined;
     this.#writeback = new FileWriteback(fd, { calls, budget });
     this.#sync = new DataSync({ fd, path, writeback: this.#writeback });
+    if (calls && kind === "regular") this.#onceWriter = new OnceWriter(fd, calls);
     this.#lock = new ImageLock(opened, calls);
     this.features = {
       readNow: this.#readsNow,
@@ -156,13 +159,14 @@ export class RealFile implements File {
     return length;
   }
 
-  write(offset: number, from: Uint8Array): Promise<void> {
+  write(offset: number, from: Uint8Array, options?: { readonly once?: boolean }): Promise<void> {
     if (!this.#inFlight.enter()) return Promise.reject(this.#closedError());
     const end = offset + from.length;
+    const writer = options?.once && from.length >= ONCE_BYTES_MIN ? this.#onceWriter : undefined;
     this.#extents?.invalidate(offset, end);
     this.#writeback.poolWriteStarts(performance.now());
     return new Promise((resolve, reject) => {
-      writeFully(this.#fd, offset, from, (error) => {
+      const done = (error: Error | null): void => {
         this.#extents?.invalidate(offset, end);
         this.#writeback.poolWriteEnded(performance.now());
         this.#writeback.wrote(from.length);
@@ -170,7 +174,9 @@ export class RealFile implements File {
         this.#inFlight.leave();
         if (error) reject(fileError(`cannot write ${from.length} bytes at ${offset} of ${this.path}`, error));
         else resolve();
-      });
+      };
+      if (writer) writer.write(offset, from, done);
+      else writeFully(this.#fd, offset, from, done);
     });
   }
 
@@ -226,7 +232,9 @@ export class RealFile implements File {
   async dataSync(): Promise<void> {
     this.#enter();
     try {
+      const synced = this.#onceWriter?.syncStarts();
       await this.#sync.run();
+      synced?.();
     } finally {
       this.#inFlight.leave();
     }

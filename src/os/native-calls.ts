@@ -3,7 +3,7 @@
  * Results are as in the kernel: ≥ 0, or minus the error number.
  */
 import { EINTR, ENOSYS } from "./file-error.ts";
-import type { CType, Native, NativeFunction } from "./native.ts";
+import { BufferAddresses, type CType, type Native, type NativeFunction } from "./native.ts";
 
 /** koffi keeps a stack for each asynchronous call, and the pool has few threads: more at once would gain nothing. */
 const IN_FLIGHT_MAX = 16;
@@ -23,6 +23,8 @@ const POSIX_FADV_WILLNEED = 3;
 const POSIX_FADV_DONTNEED = 4;
 const SYNC_FILE_RANGE_WRITE = 2;
 const SYNC_FILE_RANGE_WAIT_AFTER = 4;
+// linux/fs.h, from Linux 6.14 on
+const RWF_DONTCACHE = 0x80;
 const F_GETFL = 3;
 const F_SETFL = 4;
 
@@ -40,6 +42,8 @@ export class NativeCalls {
   readonly #syncFileRange: NativeFunction | undefined;
   readonly #fcntl: NativeFunction | undefined;
   readonly #flock: NativeFunction | undefined;
+  readonly #pwritev2: NativeFunction | undefined;
+  readonly #addresses: BufferAddresses;
   readonly #waiting: Waiting[] = [];
   #inFlight = 0;
 
@@ -53,6 +57,8 @@ export class NativeCalls {
     this.#syncFileRange = bind("sync_file_range", ["int", "int64_t", "int64_t", "uint32_t"]);
     this.#fcntl = bind("fcntl", ["int", "int", "uintptr_t"]);
     this.#flock = bind("flock", ["int", "int"]);
+    this.#pwritev2 = bind("pwritev2", ["int", "uintptr_t", "int", "int64_t", "int"], "int64_t");
+    this.#addresses = new BufferAddresses(native);
   }
 
   punchHole(fd: number, offset: number, length: number): Promise<number> {
@@ -80,6 +86,23 @@ export class NativeCalls {
   /** A hint: undefined when it was dropped. */
   willNeed(fd: number, offset: number, length: number): Promise<number> | undefined {
     return this.#hint(this.#fadvise, [fd, offset, length, POSIX_FADV_WILLNEED])?.then(negated);
+  }
+
+  /**
+   * Writes, perhaps less than all of it; the pages are written back at once and then dropped. `bytes` must not change or be
+   * detached meanwhile. −EOPNOTSUPP: this kernel or file system cannot; nothing was written.
+   */
+  async writeDontCache(fd: number, offset: number, bytes: Uint8Array): Promise<number> {
+    const address = this.#addresses.of(bytes);
+    // struct iovec: address, length.
+    const iovec = new Uint32Array(new ArrayBuffer(16));
+    iovec.set([address, address / 2 ** 32, bytes.length, 0]);
+    const iovecAddress = this.native.addressOf(iovec.buffer);
+    const result = await this.#run(this.#pwritev2, [fd, iovecAddress, 1, offset, RWF_DONTCACHE]);
+    // Both have to live until here: the kernel was given their addresses.
+    if (iovec.buffer.byteLength === 0 || bytes.buffer.byteLength === 0)
+      throw new Error("a buffer was detached during a write");
+    return result;
   }
 
   /** Takes clean pages out of the page cache. */

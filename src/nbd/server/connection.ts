@@ -17,14 +17,22 @@ import type { NbdExport } from "./export.ts";
 import type { DeviceGuard } from "./guard.ts";
 import { ServerHandshake } from "./handshake.ts";
 import type { ServerLimits } from "./limits.ts";
+import type { OptionUpgrade } from "./options.ts";
 import type { ServerLog } from "./server-log.ts";
 import { Transmission } from "./transmission.ts";
+
+/** Sessions may turn into something else, by a private option. What is refused under TLS rules is refused here as well. */
+export interface SessionUpgrade extends OptionUpgrade {
+  /** The stream is the callee's; `rest` are bytes that have arrived behind the option. */
+  take(stream: ByteStream, rest: Uint8Array): void;
+}
 
 /** What every connection of a server shares. */
 export interface ServerShared {
   readonly clock: Clock;
   readonly exports: readonly NbdExport[];
   readonly tls: { readonly mode: "on" | "require"; readonly server: TlsServer } | undefined;
+  readonly upgrade: SessionUpgrade | undefined;
   readonly limits: ServerLimits;
   readonly log: ServerLog;
   readonly pool: BufferPool;
@@ -122,13 +130,17 @@ export class Connection {
   }
 
   #beginHandshake(resumed?: { noZeroes: boolean; optionsSeen: number }): void {
-    const { exports, tls, limits } = this.#shared;
+    const { exports, tls, limits, upgrade } = this.#shared;
     const handshake: ServerHandshake = new ServerHandshake(
       this.#stream,
-      { exports, tls: tls?.mode ?? "off", limits },
+      { exports, tls: tls?.mode ?? "off", limits, upgrade },
       {
         go: (negotiated, rest) => this.#beginTransmission(negotiated, rest),
         startTls: () => void this.#startTls(handshake.carriedOver),
+        upgraded: (rest) => {
+          this.#closed();
+          upgrade?.take(this.#stream, rest);
+        },
         left: () => {
           this.#stream.attach({
             onBytes: () => {},

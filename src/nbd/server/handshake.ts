@@ -28,12 +28,14 @@ import {
   newOptionState,
   type OptionOutcome,
   type OptionState,
+  type OptionUpgrade,
 } from "./options.ts";
 
 export interface HandshakeRules {
   readonly exports: readonly NbdExport[];
   readonly tls: "off" | "on" | "require";
   readonly limits: ServerLimits;
+  readonly upgrade?: OptionUpgrade | undefined;
 }
 
 /** How a handshake ends. Exactly one of these is called, once. */
@@ -41,6 +43,8 @@ export interface HandshakeEnd {
   /** `rest` are bytes that the client has sent past its last option. */
   go(negotiated: Negotiated, rest: Buffer): void;
   startTls(): void;
+  /** The stream is somebody else's from now on; `rest` as in `go`. */
+  upgraded(rest: Buffer): void;
   /** The client asked to end, or sends no more. */
   left(): void;
   /** The stream is gone. */
@@ -156,11 +160,11 @@ export class ServerHandshake implements ByteSink {
     }
     const option = this.#pending.readUInt32BE(8);
     const length = this.#pending.readUInt32BE(12);
-    const { limits, exports } = this.#rules;
+    const { limits, exports, tls, upgrade } = this.#rules;
     if (this.#optionsSeen >= limits.optionsMax + OPTIONS_PER_EXPORT * exports.length) {
       return this.#fail("the client sent too many options");
     }
-    const rules = { exports, tls: this.#rules.tls, requestBytesMax: limits.requestBytesMax, noZeroes: this.#noZeroes };
+    const rules = { exports, tls, upgrade, requestBytesMax: limits.requestBytesMax, noZeroes: this.#noZeroes };
     if (length > limits.optionBytesMax) return this.#beginSwallow(length, answerTooLong(option, this.#state, rules));
     if (this.#pending.length < OPTION_BYTES + length) return false;
     const data = this.#pending.subarray(OPTION_BYTES, OPTION_BYTES + length);
@@ -206,6 +210,9 @@ export class ServerHandshake implements ByteSink {
         this.#end.go({ exported: next.exported, contexts: next.contexts, structured, extended }, rest);
         return false;
       }
+      case "upgrade":
+        this.#end.upgraded(rest);
+        return false;
       case "abort":
         this.#end.left();
         return false;

@@ -49,6 +49,14 @@ export interface OptionRules {
   readonly requestBytesMax: number;
   /** The client has agreed to leave out the zeroes after EXPORT_NAME. */
   readonly noZeroes: boolean;
+  readonly upgrade?: OptionUpgrade | undefined;
+}
+
+/** A private option that turns the session into something else, which is none of ours. */
+export interface OptionUpgrade {
+  readonly option: number;
+  /** The type of the reply to the option with these data; ACK ends the handshake. */
+  answer(data: Uint8Array): number;
 }
 
 export type NextStep =
@@ -57,6 +65,8 @@ export type NextStep =
   | { readonly kind: "start-tls" }
   /** Send the replies, then enter transmission. */
   | { readonly kind: "go"; readonly exported: NbdExport; readonly contexts: readonly SelectedContext[] }
+  /** Send the replies, then hand the stream over. */
+  | { readonly kind: "upgrade" }
   /** Send the replies, then close: the client asked for it. */
   | { readonly kind: "abort" }
   /** Close without a word: the option has no way to report an error. */
@@ -123,8 +133,15 @@ function answerAllowed(option: number, data: Buffer, state: OptionState, rules: 
     case NBD_OPT_SET_META_CONTEXT:
       return { replies: selectContexts(data, state, rules), next: CONTINUE };
     default:
-      return refuse(option, NBD_REP_ERR_UNSUP, "this server does not know that option");
+      return option === rules.upgrade?.option
+        ? upgrade(option, rules.upgrade.answer(data))
+        : refuse(option, NBD_REP_ERR_UNSUP, "this server does not know that option");
   }
+}
+
+function upgrade(option: number, type: number): OptionOutcome {
+  if (type !== NBD_REP_ACK) return refuse(option, type, "the session cannot be upgraded so");
+  return { replies: [optionReply(option, type)], next: { kind: "upgrade" } };
 }
 
 function exportName(data: Buffer, state: OptionState, rules: OptionRules): OptionOutcome {

@@ -7,7 +7,7 @@ import type { ByteStream } from "../../env/links.ts";
 import type { TlsServer } from "../../env/tls.ts";
 import { BufferPool } from "../../util/buffer-pool.ts";
 import { PayloadBudget } from "../../util/payload-budget.ts";
-import { Connection, type ServerShared } from "./connection.ts";
+import { Connection, type ServerShared, type SessionUpgrade } from "./connection.ts";
 import { checkContexts, type NbdExport } from "./export.ts";
 import { DeviceGuard } from "./guard.ts";
 import { DEFAULT_LIMITS, type ServerLimits } from "./limits.ts";
@@ -19,6 +19,8 @@ export interface NbdServerOptions {
   readonly exports: readonly NbdExport[];
   /** "on": offered; "require": nothing is told to a client without it. */
   readonly tls?: { readonly mode: "on" | "require"; readonly server: TlsServer };
+  /** A private option that hands the stream to somebody else. */
+  readonly upgrade?: SessionUpgrade;
   readonly limits?: Partial<ServerLimits>;
   readonly log: ServerLog;
   /** Told how many clients are in transmission, whenever that changes. */
@@ -48,6 +50,7 @@ export class NbdServer implements AsyncDisposable {
       clock: options.clock,
       exports: options.exports,
       tls: options.tls,
+      upgrade: options.upgrade,
       limits,
       log: options.log,
       // Idle buffers have what the budget leaves: both together are within it, but for what is taken while some are idle.
