@@ -36,11 +36,24 @@ export const Hydration = z.object({
   fetchedBytes: bytes,
   /** Known to be zero without having been received. */
   zeroBytes: bytes,
+  /** Background bytes that may be asked for and not here yet, and how long an answer takes: lately, and without a queue. */
+  windowBytes: bytes.optional(),
+  rttSeconds: seconds.optional(),
+  minRttSeconds: seconds.optional(),
   /** Ranges that the source cannot give us; the first ones. */
   errors: z.array(ReadError).max(ERRORS_LISTED_MAX),
   errorsTotal: count,
 });
 export type Hydration = z.output<typeof Hydration>;
+
+export const StallTimes = z.object({
+  count,
+  totalSeconds: seconds,
+  p50Seconds: seconds,
+  p99Seconds: seconds,
+  maxSeconds: seconds,
+});
+export type StallTimes = z.output<typeof StallTimes>;
 
 export const SourceStatus = z.object({
   uri: name,
@@ -68,6 +81,8 @@ export const DiskStatus = z.object({
    */
   state: z.enum(["created", "running", "paused", "ready", "pending", "concluded", "aborting"]),
   hydration: Hydration.nullable(),
+  /** How long reads waited for what was missing. */
+  stalls: StallTimes.optional(),
   source: SourceStatus.nullable(),
 });
 export type DiskStatus = z.output<typeof DiskStatus>;

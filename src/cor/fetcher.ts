@@ -1,8 +1,10 @@
 /**
  * Brings clusters from the backing. No lock is held while a request is on the way, only a claim; what comes is stored
  * where the claim is still good. A demand read gets its bytes before they are stored. It joins another demand fetch of
- * the same clusters, but never waits for a background fetch: it is asked again, and the later reply finds the claim gone.
+ * the same clusters, or one ahead of reads, until that is stored; but it never waits for a background fetch: it is asked
+ * again, and the later reply finds the claim gone.
  */
+import type { BlockDevice } from "../block/device.ts";
 import { BlockError } from "../block/error.ts";
 import { BufferPool } from "../util/buffer-pool.ts";
 import { isZero } from "../util/zeroes.ts";
@@ -26,12 +28,17 @@ export interface Fetched {
 interface Demand {
   readonly first: number;
   readonly last: number;
+  readonly claim: Claim;
+  /** Nobody had asked for it when it was begun. */
+  readonly ahead: boolean;
   readonly bytes: Promise<Uint8Array>;
+  /** Settles when it is stored, or will not be. */
+  readonly stored: Promise<void>;
 }
 
 export class Fetcher {
   readonly #parts: OverlayParts;
-  readonly #unitClusters: number;
+  #unitBytesAt: (offset: number) => number;
   readonly #demands = new Set<Demand>();
   readonly #storing = new Set<Promise<void>>();
   readonly #pool = new BufferPool();
@@ -44,7 +51,12 @@ export class Fetcher {
   /** `unitBytes`: a demand read brings the missing clusters of its whole unit. */
   constructor(parts: OverlayParts, unitBytes: number) {
     this.#parts = parts;
-    this.#unitClusters = Math.max(1, Math.floor(unitBytes / parts.clusterBytes));
+    this.#unitBytesAt = () => unitBytes;
+  }
+
+  /** How long the unit of a demand read at an offset is. */
+  setUnit(unitBytesAt: (offset: number) => number): void {
+    this.#unitBytesAt = unitBytesAt;
   }
 
   /** Fills `into` from clusters that were missing when this was called. */
@@ -54,7 +66,8 @@ export class Fetcher {
     const jobs: Promise<void>[] = [];
     for (let done = 0; done < into.length; ) {
       const at = offset + done;
-      const length = Math.min(into.length - done, step - (at % step));
+      const alike = this.#onItsWay(Math.floor(at / clusterBytes)).end * clusterBytes - at;
+      const length = Math.min(into.length - done, step - (at % step), alike);
       jobs.push(this.#readPiece(at, into.subarray(done, done + length)));
       done += length;
     }
@@ -93,6 +106,23 @@ export class Fetcher {
       if (!tooEarly) this.#pool.give(buffer);
       claims.release(claim);
     }
+  }
+
+  /** Fetches what is missing of the clusters for reads that are expected, which join it. Resolves when it is stored. */
+  async ahead(first: number, count: number): Promise<void> {
+    const { presence, commit } = this.#parts;
+    const last = Math.min(first + count, presence.clusters) - 1;
+    commit.check();
+    if (commit.unsynced.full || presence.crowded) await commit.full();
+    const jobs: Promise<void>[] = [];
+    for (let at = first; at <= last; ) {
+      const run = await runOf(presence, at, last);
+      const { demand, end } = this.#onItsWay(at);
+      const stop = Math.min(run.last + 1, end);
+      if (!run.present && demand === undefined) jobs.push(this.#begin(at, stop - 1, true).stored);
+      at = stop;
+    }
+    await allSettled(jobs);
   }
 
   /** As `background`, for clusters that the backing has as zeroes. */
@@ -143,38 +173,63 @@ export class Fetcher {
 
   async #readPiece(offset: number, into: Uint8Array): Promise<void> {
     const [first, last] = clustersOf(this.#parts, offset, into.length);
-    const demand = this.#joinable(first, last) ?? this.#demand(first, last);
-    const bytes = await demand.bytes;
+    let demand = this.#joinable(first, last) ?? this.#demand(first, last);
+    let bytes: Uint8Array;
+    try {
+      bytes = await demand.bytes;
+    } catch (error) {
+      if (!demand.ahead) throw error;
+      // What went wrong ahead of a read is not the read's answer.
+      demand = this.#demand(first, last);
+      bytes = await demand.bytes;
+    }
     const skip = offset - demand.first * this.#parts.clusterBytes;
     into.set(bytes.subarray(skip, skip + into.length));
     if (this.#backlogBytes > BACKLOG_BYTES_MAX) await this.drain();
   }
 
+  /** What is missing has seen no write that has completed, so what is on its way from the backing is right for a read. */
   #joinable(first: number, last: number): Demand | undefined {
-    for (const demand of this.#demands) if (demand.first <= first && demand.last >= last) return demand;
-    return undefined;
+    const { demand, end } = this.#onItsWay(first);
+    return demand !== undefined && last < end ? demand : undefined;
+  }
+
+  /** The demand that brings `cluster`, if one does, and up to where (exclusive) that is so for the clusters behind it. */
+  #onItsWay(cluster: number): { readonly demand: Demand | undefined; readonly end: number } {
+    let end = Infinity;
+    for (const demand of this.#demands) {
+      if (demand.first > cluster) end = Math.min(end, demand.first);
+      else if (demand.last >= cluster && demand.claim.isGood(cluster)) {
+        let good = cluster + 1;
+        while (good <= demand.last && demand.claim.isGood(good)) good += 1;
+        return { demand, end: good };
+      }
+    }
+    return { demand: undefined, end };
   }
 
   #demand(wantedFirst: number, wantedLast: number): Demand {
     const [first, last] = this.#unitAround(wantedFirst, wantedLast);
+    return this.#begin(first, last, false);
+  }
+
+  #begin(first: number, last: number, ahead: boolean): Demand {
     const claim = this.#parts.claims.take(first, last - first + 1);
-    const demand: Demand = { first, last, bytes: this.#request(claim) };
-    this.#demands.add(demand);
-    const whole = demand.bytes
-      .then((bytes) => {
-        this.#demands.delete(demand);
-        return this.#storeDemand(claim, bytes);
-      })
+    const bytes = this.#request(claim, ahead ? this.#parts.ahead : this.#parts.backing);
+    const stored = bytes
+      .then((reply) => this.#storeDemand(claim, reply))
       .catch((error: unknown) => {
         // The reader has been told of what the backing said. Anything else is a bug, and `drain` says so.
         if (!(error instanceof BlockError)) throw error;
       })
       .finally(() => {
         this.#demands.delete(demand);
-        this.#storing.delete(whole);
+        this.#storing.delete(stored);
         this.#parts.claims.release(claim);
       });
-    this.#storing.add(whole);
+    const demand: Demand = { first, last, claim, ahead, bytes, stored };
+    this.#demands.add(demand);
+    this.#storing.add(stored);
     return demand;
   }
 
@@ -195,8 +250,8 @@ export class Fetcher {
 
   /** The unit that holds the clusters, cut down to the missing ones around them, as far as memory can tell. */
   #unitAround(first: number, last: number): [first: number, last: number] {
-    const { presence } = this.#parts;
-    const unit = this.#unitClusters;
+    const { presence, clusterBytes } = this.#parts;
+    const unit = Math.max(1, Math.floor(this.#unitBytesAt(first * clusterBytes) / clusterBytes));
     const from = Math.floor(first / unit) * unit;
     const to = Math.min((Math.floor(last / unit) + 1) * unit, presence.clusters) - 1;
     let start = first;
@@ -206,10 +261,10 @@ export class Fetcher {
     return [start, end];
   }
 
-  async #request(claim: Claim): Promise<Uint8Array> {
+  async #request(claim: Claim, device: BlockDevice = this.#parts.backing): Promise<Uint8Array> {
     const [start, end] = bytesOf(this.#parts, claim.first, claim.first + claim.count - 1);
     const bytes = new Uint8Array(end - start);
-    await this.#parts.backing.read(start, bytes);
+    await device.read(start, bytes);
     return bytes;
   }
 

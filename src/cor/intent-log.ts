@@ -174,6 +174,11 @@ export class IntentLog {
     this.#otherFree = false;
   }
 
+  /** No record tells of a cluster that is not durable. */
+  get settledAll(): boolean {
+    return this.#used === 0 && this.#otherFree;
+  }
+
   /** What was sealed is durable. */
   settled(): void {
     this.#otherFree = true;

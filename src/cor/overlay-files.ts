@@ -45,6 +45,7 @@ export interface OpenOverlayOptions {
   readonly path: string;
   readonly backing: BlockDevice;
   readonly background?: BlockDevice;
+  readonly ahead?: BlockDevice;
   /** When given, it must be what the map says. */
   readonly sourceIdentity?: string;
   readonly bootId: string;
@@ -133,7 +134,7 @@ async function openUnpublished(env: OverlayEnv, path: string): Promise<MapFile |
 
 /** Opens an overlay and makes what survived durable, before anything is served. Throws `OverlayRefusedError`. */
 export async function openOverlay(env: OpenEnv, options: OpenOverlayOptions): Promise<Overlay> {
-  const { path, backing, background = backing, bootId, fetchUnitBytes, logHalfRecords } = options;
+  const { path, backing, background = backing, ahead = background, bootId, fetchUnitBytes, logHalfRecords } = options;
   const unit = fetchUnitBytes === undefined ? {} : { fetchUnitBytes };
   const logOptions = logHalfRecords === undefined ? {} : { halfRecords: logHalfRecords };
   const map = await openPublished(env, path);
@@ -158,7 +159,7 @@ export async function openOverlay(env: OpenEnv, options: OpenOverlayOptions): Pr
     if (completed || state !== "complete") await map.update({ state: completed ? "complete" : "open" });
     const { clock, chaos } = env;
     await replay({ presence, records, store, map, log, clock, chaos });
-    return new Overlay({ store, map, log, presence, backing, background, clock, chaos, ...unit });
+    return new Overlay({ store, map, log, presence, backing, background, ahead, clock, chaos, ...unit });
   } catch (error) {
     for (const resource of opened.reverse()) await resource.close();
     throw error;

@@ -45,6 +45,8 @@ export interface NewOverlay {
   /** Stay the caller's. Exactly as large as the overlay; their contents do not change. */
   readonly backing: BlockDevice;
   readonly background: BlockDevice;
+  /** For what is fetched ahead of reads; `background` unless given. */
+  readonly ahead?: BlockDevice;
   readonly fetchUnitBytes?: number;
   readonly clock: Clock;
   readonly chaos: Chaos;
@@ -62,14 +64,14 @@ export class Overlay implements BlockDevice {
   #closing: Promise<void> | undefined;
 
   constructor(options: NewOverlay) {
-    const { store, map, log, presence, backing, background, clock, chaos } = options;
+    const { store, map, log, presence, backing, background, ahead = background, clock, chaos } = options;
     const { sizeBytes, clusterBytes } = map.superblock;
     this.sizeBytes = sizeBytes;
     this.clusterBytes = clusterBytes;
     this.capabilities = { ...store.capabilities, extents: true };
     const commit = new Commit({ store, map, presence, log, clock, chaos });
     this.#parts = {
-      ...{ sizeBytes, clusterBytes, store, backing, background, presence, commit, log, chaos },
+      ...{ sizeBytes, clusterBytes, store, backing, background, ahead, presence, commit, log, chaos },
       claims: new Claims(),
       locks: new RangeLock(),
     };
@@ -102,9 +104,15 @@ export class Overlay implements BlockDevice {
     return this.#fetcher.storeFailures;
   }
 
+  /** Whether every cluster of the range, which is not empty, is local, as far as memory can tell at once. */
+  isLocal(offset: number, length: number): boolean {
+    if (this.localClusters === this.clusters) return true;
+    return this.#parts.presence.hasAll(...clustersOf(this.#parts, offset, length));
+  }
+
   readNow(offset: number, into: Uint8Array): number {
     if (this.#inFlight.closed || !(offset >= 0 && offset + into.length <= this.sizeBytes)) return -1;
-    if (into.length > 0 && !this.#isLocal(offset, into.length)) return -1;
+    if (into.length > 0 && !this.isLocal(offset, into.length)) return -1;
     return this.#parts.store.readNow(offset, into);
   }
 
@@ -122,7 +130,7 @@ export class Overlay implements BlockDevice {
   writeNow(offset: number, from: Uint8Array): number {
     if (this.#inFlight.closed || from.length === 0 || this.capabilities.readOnly || this.#parts.commit.latched)
       return -1;
-    if (!(offset >= 0 && offset + from.length <= this.sizeBytes) || !this.#isLocal(offset, from.length)) return -1;
+    if (!(offset >= 0 && offset + from.length <= this.sizeBytes) || !this.isLocal(offset, from.length)) return -1;
     const [first, last] = clustersOf(this.#parts, offset, from.length);
     const { presence, locks, store, commit } = this.#parts;
     if (!presence.isGuarded(first, last) || !locks.isFree(first, last)) return -1;
@@ -152,6 +160,13 @@ export class Overlay implements BlockDevice {
   flush(): Promise<void> {
     return this.#guarded(0, 0, async () => {
       if (!this.capabilities.readOnly) await this.#parts.commit.flush();
+    });
+  }
+
+  /** As `flush`, and of what was fetched as well: the next open finds all that is here now. */
+  commit(): Promise<void> {
+    return this.#guarded(0, 0, async () => {
+      if (!this.capabilities.readOnly) await this.#parts.commit.full();
     });
   }
 
@@ -208,6 +223,19 @@ export class Overlay implements BlockDevice {
     return this.#guarded(0, 0, () => this.#fetcher.background(first, count));
   }
 
+  /**
+   * Fetches and stores what is missing of the clusters, for reads that are expected: they join it rather than fetch anew.
+   * A demand read of what it could not bring asks again.
+   */
+  fetchAhead({ first, count }: ClusterRange): Promise<void> {
+    return this.#guarded(0, 0, () => this.#fetcher.ahead(first, count));
+  }
+
+  /** How much a demand read at an offset brings at once, in bytes; asked for each one. */
+  setDemandUnit(unitBytesAt: (offset: number) => number): void {
+    this.#fetcher.setUnit(unitBytesAt);
+  }
+
   /** As `fetchBackground`, for clusters that the backing is known to have as zeroes: nothing is fetched. */
   zeroBackground({ first, count }: ClusterRange): Promise<number> {
     return this.#guarded(0, 0, () => this.#fetcher.backgroundZero(first, count));
@@ -260,11 +288,6 @@ export class Overlay implements BlockDevice {
     } finally {
       await allSettled([store.close(), this.#map.close(), log.close()]);
     }
-  }
-
-  #isLocal(offset: number, length: number): boolean {
-    if (this.localClusters === this.clusters) return true;
-    return this.#parts.presence.hasAll(...clustersOf(this.#parts, offset, length));
   }
 
   async #eachRun(

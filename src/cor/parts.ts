@@ -16,6 +16,8 @@ export interface OverlayParts {
   readonly backing: BlockDevice;
   /** The same contents, over a session whose queue does not delay demand reads. */
   readonly background: BlockDevice;
+  /** The same contents, for what is fetched ahead of reads. */
+  readonly ahead: BlockDevice;
   readonly presence: Presence;
   readonly commit: Commit;
   readonly log: IntentLog;

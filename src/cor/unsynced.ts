@@ -1,7 +1,7 @@
 /**
  * What was fetched and is not durable yet, kept small: a guest's flush must not wait for gigabytes of ours, and what is
  * not durable when the process ends has to be fetched again. So there is a commit when it is more than the disk was seen
- * to sync in 200 ms, or a second after it began to gather.
+ * to sync in 200 ms, or half a second after it began to gather.
  */
 import type { Clock, Timer } from "../env/clock.ts";
 
@@ -10,7 +10,8 @@ const LIMIT_FIRST_BYTES = 16 * MiB;
 const LIMIT_MIN_BYTES = 4 * MiB;
 const LIMIT_MAX_BYTES = 64 * MiB;
 const SYNC_TIME_MS = 200;
-const AGE_MAX_MS = 1000;
+/** Half of what a restart may have to fetch again at most: the commit itself takes time as well. */
+const AGE_MAX_MS = 500;
 /** A sync of less says little about the disk. */
 const MEASURED_BYTES_MIN = MiB;
 

@@ -23,8 +23,11 @@ export interface OpenOptions {
   readonly noFollow?: boolean;
 }
 
-/** `exclusive`: we write, nobody else may. `shared`: we read, nobody may write. */
-export type LockMode = "exclusive" | "shared";
+/**
+ * `alone`: nobody else may even read, for what is there is no disk yet. `exclusive`: we write, nobody else may. `shared`:
+ * we read, nobody may write.
+ */
+export type LockMode = "alone" | "exclusive" | "shared";
 
 /** A run of bytes that the file system holds as data or as a hole. `end` is exclusive. */
 export interface FileExtent {
@@ -91,7 +94,10 @@ export interface File extends AsyncDisposable {
   /** Asks the kernel to begin writing dirty pages of the range back. Returns at once; a hint. */
   startWriteback(offset: number, length: number): void;
 
-  /** Takes the image lock (flock, and the byte locks QEMU looks at). `FileError` "EAGAIN" when somebody else is in the way. */
+  /**
+   * Takes the image lock (flock, and the byte locks QEMU looks at); `alone` may become `exclusive` later. `FileError`
+   * "EAGAIN" when somebody else is in the way.
+   */
   lock(mode: LockMode): Promise<void>;
   /** Waits for what is under way, releases locks, closes. Idempotent. */
   close(): Promise<void>;

@@ -14,10 +14,12 @@ import { crc32 } from "node:zlib";
 import type { OverlayStore } from "../block/overlay-store.ts";
 import type { Env } from "../env/env.ts";
 import { type File, FileError } from "../env/files.ts";
+import { isZero } from "../util/zeroes.ts";
 import { blockErrorFrom, ImageOpenError, imageOpenErrorFrom } from "./errors.ts";
 import { RawImage } from "./raw.ts";
 
 const TRAILER_BYTES = 512;
+const READ_BYTES = 1024 * 1024;
 /** What a file system gives a file for its trailer, at least. */
 const ALLOCATION_BYTES = 4096;
 const MAGIC = Buffer.from("BFERRYIM", "latin1");
@@ -96,7 +98,8 @@ export async function openRawOverlay(
   let file: File | undefined;
   try {
     file = await env.files.open({ path, writable: true, noFollow: true });
-    await file.lock("exclusive");
+    // Until it is complete, what is missing would read as zeroes.
+    await file.lock(complete ? "exclusive" : "alone");
     if (!(complete && (await isReleased(file, sizeBytes))) && !(await carries(file, options))) {
       const why = "it is not the image that its map was made for";
       throw new ImageOpenError("not-an-image", path, { why, hint: "restore the image and its map together" });
@@ -136,9 +139,19 @@ export class RawOverlayStore extends RawImage implements OverlayStore {
 
   /** Most of what an overlay zeroes was never written, however large it is. */
   protected override async isHole(offset: number, length: number): Promise<boolean> {
-    if (!this.#file.features.extents) return false;
+    if (!this.#file.features.extents) return await this.#readsAsZeroes(offset, length);
     const { kind, end } = await this.#file.extentAt(offset);
     return kind === "hole" && end >= offset + length;
+  }
+
+  /** Where nobody tells what is a hole: reading zeroes costs less than writing them, and takes no space. */
+  async #readsAsZeroes(offset: number, length: number): Promise<boolean> {
+    const bytes = new Uint8Array(Math.min(length, READ_BYTES));
+    for (let at = 0; at < length; at += READ_BYTES) {
+      const part = bytes.subarray(0, Math.min(READ_BYTES, length - at));
+      if ((await this.#file.read(offset + at, part)) !== part.length || !isZero(part)) return false;
+    }
+    return true;
   }
 
   startWriteback(offset: number, length: number): void {
@@ -175,6 +188,7 @@ export class RawOverlayStore extends RawImage implements OverlayStore {
       throw blockErrorFrom(error);
     }
     await this.flush();
+    await this.#file.lock("exclusive");
   }
 }
 

@@ -232,9 +232,7 @@ export class RealFile implements File {
   async dataSync(): Promise<void> {
     this.#enter();
     try {
-      const synced = this.#onceWriter?.syncStarts();
       await this.#sync.run();
-      synced?.();
     } finally {
       this.#inFlight.leave();
     }

@@ -22,12 +22,17 @@ const CONSISTENT_READ = 0;
 const WRITE = 1;
 const RESIZE = 3;
 
-/** What we use, and (in either mode) do not share. QEMU's own format drivers say the same. */
+/** What we use, and do not share. QEMU's own format drivers say the same, and its jobs the same as `alone`. */
 const USED: Readonly<Record<LockMode, readonly number[]>> = {
+  alone: [CONSISTENT_READ, WRITE, RESIZE],
   exclusive: [CONSISTENT_READ, WRITE, RESIZE],
   shared: [CONSISTENT_READ],
 };
-const UNSHARED: readonly number[] = [WRITE, RESIZE];
+const UNSHARED: Readonly<Record<LockMode, readonly number[]>> = {
+  alone: [CONSISTENT_READ, WRITE, RESIZE],
+  exclusive: [WRITE, RESIZE],
+  shared: [WRITE, RESIZE],
+};
 
 const STRUCT_FLOCK_BYTES = 32;
 const SEEK_SET = 0;
@@ -52,7 +57,7 @@ export class ByteLocks {
   /** "conflict": the locks are held all the same, and to be given back. "unsupported": none are held. */
   async lock(mode: LockMode): Promise<"locked" | "conflict" | "unsupported"> {
     const used = USED[mode].map((permission) => PERMISSION_BYTES + permission);
-    const unshared = UNSHARED.map((permission) => UNSHARED_BYTES + permission);
+    const unshared = UNSHARED[mode].map((permission) => UNSHARED_BYTES + permission);
     for (const byte of [...used, ...unshared]) {
       const { result } = await this.#fcntl(F_OFD_SETLK, F_RDLCK, byte);
       if (result === -EAGAIN) return "conflict"; // Somebody has a write lock, which is not how it is done, but clear.
@@ -60,7 +65,7 @@ export class ByteLocks {
       if (result < 0) throw errnoError(`cannot lock byte ${byte} of ${this.#path}`, -result);
     }
     const refused = USED[mode].map((permission) => UNSHARED_BYTES + permission);
-    const usedByOthers = UNSHARED.map((permission) => PERMISSION_BYTES + permission);
+    const usedByOthers = UNSHARED[mode].map((permission) => PERMISSION_BYTES + permission);
     for (const byte of [...refused, ...usedByOthers]) {
       // Whether a write lock could be had tells whether anybody else holds a read lock.
       const { result, type } = await this.#fcntl(F_OFD_GETLK, F_WRLCK, byte);
@@ -68,6 +73,11 @@ export class ByteLocks {
       if (type !== F_UNLCK) return "conflict";
     }
     return "locked";
+  }
+
+  /** From "alone" to "exclusive": others may read. */
+  async shareReads(): Promise<void> {
+    await this.#fcntl(F_OFD_SETLK, F_UNLCK, UNSHARED_BYTES + CONSISTENT_READ);
   }
 
   async unlock(): Promise<void> {

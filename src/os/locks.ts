@@ -62,11 +62,16 @@ export class ImageLock {
   }
 
   /**
-   * Repeating what is held does nothing; another mode needs another open file. `FileError` "EAGAIN": somebody else is in
+   * Repeating what is held does nothing; "alone" may become "exclusive", any other mode needs another open file. `FileError` "EAGAIN": somebody else is in
    * the way; "ENOTSUP": no lock of any kind can be had here.
    */
   async acquire(mode: LockMode): Promise<void> {
     if (this.#mode === mode) return;
+    if (this.#mode === "alone" && mode === "exclusive") {
+      await this.#bytes?.shareReads();
+      this.#mode = mode;
+      return;
+    }
     if (this.#mode) throw new FileError("EINVAL", `${this.#file.path} is already locked, ${this.#mode} (EINVAL)`);
     this.#mode = mode;
     try {
@@ -92,12 +97,12 @@ export class ImageLock {
 
   async #acquire(mode: LockMode): Promise<void> {
     const { path, kind, fileSystem } = this.#file;
-    if (mode === "exclusive" && kind === "block-device") await this.#claim();
+    if (mode !== "shared" && kind === "block-device") await this.#claim();
     const bytes = (await this.#bytes?.lock(mode)) ?? "unsupported";
     if (bytes === "conflict") throw await this.#conflict(mode);
     // NFS makes of flock a byte lock over the whole file, which would collide with those.
     if (bytes === "locked" && fileSystem === NFS) return;
-    const whole = await this.#flockPatiently(mode === "exclusive" ? LOCK_EX : LOCK_SH);
+    const whole = await this.#flockPatiently(mode === "shared" ? LOCK_SH : LOCK_EX);
     if (whole === "conflict") throw await this.#conflict(mode);
     if (whole === "unsupported" && bytes === "unsupported") {
       throw new FileError("ENOTSUP", `cannot lock ${path}: neither byte locks nor flock can be had here (ENOTSUP)`);
@@ -110,7 +115,7 @@ export class ImageLock {
     await this.release();
     const holders = await lockHolders(path);
     const who = holders.length > 0 ? holders.join(", ") : "another program (QEMU, or a second blockferry?)";
-    const does = mode === "exclusive" ? "uses it" : "writes it";
+    const does = mode === "shared" ? "writes it" : "uses it";
     return new FileError("EAGAIN", `cannot lock ${path}: ${who} ${does} and has it locked (EAGAIN)`);
   }
 

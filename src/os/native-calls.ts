@@ -21,6 +21,7 @@ const SEEK_HOLE = 4;
 // fcntl.h
 const POSIX_FADV_WILLNEED = 3;
 const POSIX_FADV_DONTNEED = 4;
+const SYNC_FILE_RANGE_WAIT_BEFORE = 1;
 const SYNC_FILE_RANGE_WRITE = 2;
 const SYNC_FILE_RANGE_WAIT_AFTER = 4;
 // linux/fs.h, from Linux 6.14 on
@@ -113,6 +114,12 @@ export class NativeCalls {
   /** A hint: undefined when it was dropped. */
   startWriteback(fd: number, offset: number, length: number): Promise<number> | undefined {
     return this.#hint(this.#syncFileRange, [fd, offset, length, SYNC_FILE_RANGE_WRITE]);
+  }
+
+  /** Writes the dirty pages of the range back and waits for it. Not durable: no device cache is flushed. */
+  writeOut(fd: number, offset: number, length: number): Promise<number> {
+    const flags = SYNC_FILE_RANGE_WAIT_BEFORE | SYNC_FILE_RANGE_WRITE | SYNC_FILE_RANGE_WAIT_AFTER;
+    return this.#run(this.#syncFileRange, [fd, offset, length, flags]);
   }
 
   /** Writes the dirty pages of the whole file back and waits for it. Not durable: no device cache is flushed. */

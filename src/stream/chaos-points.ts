@@ -10,6 +10,10 @@ export const STREAM_CHAOS_POINTS = {
   "stream/zero-rounds-out": "a cluster that is zeroes only in part is stored as zeroes",
   "stream/failed-unit-is-fetched": "a range that the source could not give is not listed",
   "stream/no-space-is-final": "hydration is not tried again after the local disk was full",
+  "stream/window-wake-up-lost": "requests that wait for the window are not told that there is room",
+  "stream/window-unbounded": "background requests do not wait for the window",
+  "stream/hydration-before-read-ahead": "hydration goes before what is read ahead of a guest",
+  "stream/pressure-ignored": "hydration does not give way when demand reads are late",
 } as const;
 
 export type StreamChaosPoint = keyof typeof STREAM_CHAOS_POINTS;

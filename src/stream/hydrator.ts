@@ -12,34 +12,32 @@
  */
 import { BlockError } from "../block/error.ts";
 import type { Extent } from "../block/extents.ts";
-import type { Timer } from "../env/clock.ts";
 import { Change } from "./change.ts";
+import type { ClusterRange } from "./cluster-range.ts";
 import { reasonOf, SourceAnsweredError, SourceLostError } from "./errors.ts";
 import { FailedRanges } from "./failed-ranges.ts";
-import type { HydrationOutcome, HydrationSource, HydrationTarget, HydratorOptions } from "./hydration-parts.ts";
+import {
+  checkWindow,
+  type HydrationOutcome,
+  type HydrationSource,
+  type HydrationTarget,
+  type HydratorOptions,
+  unitBytesOf,
+  WINDOW_UNITS_DEFAULT,
+  WINDOW_UNITS_MAX,
+} from "./hydration-parts.ts";
 import { HYDRATION_EDGES, type HydrationState } from "./hydration-states.ts";
 import { type HydrationProgress, Meter, stallReason } from "./progress.ts";
 import { RateLimiter } from "./rate-limit.ts";
+import { SpaceWait } from "./space-wait.ts";
+import { Standstill } from "./standstill.ts";
 import { StateTable } from "./state-table.ts";
-import { type ClusterRange, type Unit, unitsOf } from "./units.ts";
+import { type Unit, type UnitSource, unitsOf } from "./units.ts";
 
-export const WINDOW_UNITS_DEFAULT = 8;
-export const WINDOW_UNITS_MAX = 256;
-export const FETCH_UNIT_BYTES_DEFAULT = 1024 * 1024;
-/** With a rate limit units are what it lets pass in this time, so that data do not come in bursts; but not less than this. */
-const LIMITED_UNIT_MS = 100;
-const LIMITED_UNIT_BYTES_MIN = 64 * 1024;
 const FAILED_RETRY_MS_DEFAULT = 30_000;
 const NO_SPACE_RETRY_MS_DEFAULT = 5000;
 /** Between passes, when something is left although nothing failed: a demand read's reply was not stored, say. */
 const STRAGGLER_RETRY_MS = 1000;
-
-/** The local disk was full. One fetch, the first that failed, is tried again from time to time; all others wait for it. */
-interface NoSpace {
-  readonly probe: Unit | undefined;
-  due: boolean;
-  timer: Timer | undefined;
-}
 
 export class Hydrator implements AsyncDisposable {
   readonly #options: HydratorOptions;
@@ -55,10 +53,12 @@ export class Hydrator implements AsyncDisposable {
   readonly #outcome = Promise.withResolvers<HydrationOutcome>();
   readonly #running: Promise<void>;
   readonly #unsubscribe: () => void;
+  readonly #space: SpaceWait<Unit>;
+  readonly #standstill: Standstill;
   #windowUnits: number;
   #underWay = 0;
+  #bytesUnderWay = 0;
   #paused = false;
-  #noSpace: NoSpace | undefined;
   /** At least one pass is over, and has left ranges that the source could not give. */
   #onlyFailedLeft = false;
   #retryNow = false;
@@ -74,6 +74,14 @@ export class Hydrator implements AsyncDisposable {
     this.#limiter = new RateLimiter(options.clock, options.rate);
     this.#meter = new Meter(options.clock);
     this.#windowUnits = checkWindow(options.windowUnits ?? WINDOW_UNITS_DEFAULT);
+    const { noSpaceRetryMs = NO_SPACE_RETRY_MS_DEFAULT } = options;
+    this.#space = new SpaceWait(options.clock, noSpaceRetryMs, () => this.#changed());
+    this.#standstill = new Standstill({
+      clock: options.clock,
+      waitsForRate: () => this.#limiter.waiting > 0,
+      bytesAsked: () => options.pace?.bytesAsked,
+      ask: () => options.source.extents(0, Math.min(options.target.sizeBytes, options.target.clusterBytes), 1),
+    });
     this.#unsubscribe = options.source.onState(() => this.#changed());
     this.#changed();
     this.#running = this.#run();
@@ -104,7 +112,7 @@ export class Hydrator implements AsyncDisposable {
   resume(): void {
     this.#paused = false;
     this.#retryNow = true;
-    if (this.#noSpace !== undefined) this.#noSpace.due = true;
+    this.#space.hurry();
     this.#changed();
   }
 
@@ -113,7 +121,13 @@ export class Hydrator implements AsyncDisposable {
     this.#limiter.setRate(bytesPerSecond);
   }
 
-  /** Fetches under way at the same time. Throws `RangeError`. */
+  /** Bytes under way at the same time, for a hydrator with a pace; undefined: it follows the path. */
+  setWindowBytes(bytes: number | undefined): void {
+    this.#options.pace?.fix(bytes);
+    this.#changed();
+  }
+
+  /** Fetches under way at the same time, for one without. Throws `RangeError`. */
   setWindow(units: number): void {
     this.#windowUnits = checkWindow(units);
     this.#changed();
@@ -123,8 +137,9 @@ export class Hydrator implements AsyncDisposable {
     const { sizeBytes, clusterBytes, clusters, localClusters } = this.#target;
     const missingBytes = Math.min(sizeBytes, (clusters - localClusters) * clusterBytes);
     const state = this.#state.current;
-    const stalledBy = stallReason(state);
     const moving = state === "running";
+    const stalledBy = moving && this.#underWay > 0 ? this.#standstill.reason() : stallReason(state);
+    const window = this.#options.pace?.status();
     return {
       state,
       forMs: this.#options.clock.nowMs() - this.#state.sinceMs,
@@ -136,7 +151,7 @@ export class Hydrator implements AsyncDisposable {
       ...(moving ? this.#meter.rates(missingBytes) : { bytesPerSecond: 0 }),
       elapsedMs: this.#meter.elapsedMs,
       ...(this.#limiter.rate === undefined ? {} : { rateLimit: this.#limiter.rate }),
-      windowUnits: this.#windowUnits,
+      ...(window === undefined ? { windowUnits: this.#windowUnits } : { window }),
       fetchesUnderWay: this.#underWay,
       failed: { bytes: this.#failed.totalBytes, ranges: this.#failed.list(), unlisted: this.#failed.unlisted },
       ...(this.#error === undefined ? {} : { error: reasonOf(this.#error) }),
@@ -173,21 +188,17 @@ export class Hydrator implements AsyncDisposable {
     const jobs = new Set<Promise<void>>();
     this.#retryNow = false;
     try {
-      const { sizeBytes, clusterBytes } = this.#target;
-      const { chaos } = this.#options;
-      const missing = (): AsyncIterable<ClusterRange> => this.#target.missing();
-      const extents = this.#extents.bind(this);
-      const unitBytes = (): number => this.#unitBytes();
-      for await (const unit of unitsOf({ sizeBytes, clusterBytes, chaos, unitBytes, missing, extents })) {
+      for await (const unit of unitsOf(this.#unitSource())) {
         await this.#untilRoom();
         if (unit.kind === "data") await this.#limiter.take(this.#bytesOf(unit), this.#abort.signal);
         await this.#untilRoom();
         if (this.#ended) break;
-        this.#underWay += 1;
+        const bytes = unit.kind === "data" ? this.#bytesOf(unit) : 0;
+        this.#started(1, bytes);
         const job = this.#bring(unit)
           .catch((error: unknown) => this.#stopBy(error))
           .finally(() => {
-            this.#underWay -= 1;
+            this.#started(-1, -bytes);
             jobs.delete(job);
             this.#changed();
           });
@@ -204,9 +215,34 @@ export class Hydrator implements AsyncDisposable {
     this.#changed();
   }
 
+  #unitSource(): UnitSource {
+    const { chaos, orders, avoid } = this.#options;
+    const { sizeBytes, clusterBytes } = this.#target;
+    return {
+      ...{ sizeBytes, clusterBytes, chaos },
+      missing: (first) => this.#target.missing(first),
+      extents: this.#extents.bind(this),
+      unitBytes: () => unitBytesOf(this.#options, this.#limiter.rate),
+      ...(orders !== undefined && { orders }),
+      ...(avoid !== undefined && { avoid }),
+    };
+  }
+
   /** Waits until a fetch may be started, or everything has ended. */
   async #untilRoom(): Promise<void> {
-    while (!this.#ended && !(this.#mayGo(undefined) && this.#underWay < this.#windowUnits)) await this.#change.next();
+    while (!this.#ended && !(this.#mayGo(undefined) && this.#hasRoom)) await this.#change.next();
+  }
+
+  get #hasRoom(): boolean {
+    const { pace } = this.#options;
+    if (pace === undefined) return this.#underWay < this.#windowUnits;
+    return this.#underWay === 0 || (this.#underWay < WINDOW_UNITS_MAX && this.#bytesUnderWay < pace.bytesMax);
+  }
+
+  #started(units: number, bytes: number): void {
+    if (this.#underWay === 0) this.#standstill.moved();
+    this.#underWay += units;
+    this.#bytesUnderWay += bytes;
   }
 
   /** Brings a unit, however often that has to be tried; what the source cannot give of it is listed. */
@@ -219,11 +255,12 @@ export class Hydrator implements AsyncDisposable {
         const bytes = zero ? await this.#target.zeroBackground(unit) : await this.#target.fetchBackground(unit);
         this.#meter.add(unit.kind, bytes);
         this.#failed.cleared(unit.first * this.#target.clusterBytes, this.#bytesOf(unit));
-        this.#spaceIsBack(unit);
+        this.#standstill.moved();
+        this.#space.noteRoom(unit);
         return;
       } catch (error) {
         if (error instanceof SourceAnsweredError) {
-          this.#spaceIsBack(unit);
+          this.#space.noteRoom(unit);
           await this.#narrow(unit, error);
           return;
         }
@@ -249,22 +286,7 @@ export class Hydrator implements AsyncDisposable {
     if (this.#ended || error instanceof SourceLostError) return;
     const full = error instanceof BlockError && error.code === "no-space";
     if (!full || this.#options.chaos.on("stream/no-space-is-final")) throw error;
-    if (this.#noSpace !== undefined && this.#noSpace.probe !== unit) return;
-    this.#noSpace?.timer?.cancel();
-    const noSpace: NoSpace = { probe: unit, due: false, timer: undefined };
-    noSpace.timer = this.#options.clock.setTimer(this.#options.noSpaceRetryMs ?? NO_SPACE_RETRY_MS_DEFAULT, () => {
-      noSpace.due = true;
-      this.#changed();
-    });
-    this.#noSpace = noSpace;
-    this.#changed();
-  }
-
-  #spaceIsBack(probe: Unit | undefined): void {
-    if (this.#noSpace === undefined || this.#noSpace.probe !== probe) return;
-    this.#noSpace.timer?.cancel();
-    this.#noSpace = undefined;
-    this.#changed();
+    this.#space.noteFull(unit);
   }
 
   /** The source's extents. A source that is away for too long is waited for. */
@@ -305,8 +327,8 @@ export class Hydrator implements AsyncDisposable {
       }
       this.#judge(error, undefined);
       this.#leaveCompleting();
-      while (!this.#ended && this.#noSpace?.due === false) await this.#change.next();
-      this.#spaceIsBack(undefined);
+      while (!this.#ended && this.#space.waits) await this.#change.next();
+      this.#space.noteRoom(undefined);
     }
   }
 
@@ -322,14 +344,7 @@ export class Hydrator implements AsyncDisposable {
   /** Whether `unit` may be fetched now. */
   #mayGo(unit: Unit | undefined): boolean {
     if (this.#paused || this.#source.state !== "connected") return false;
-    return this.#noSpace === undefined || (this.#noSpace.due && this.#noSpace.probe === unit);
-  }
-
-  #unitBytes(): number {
-    const { fetchUnitBytes = FETCH_UNIT_BYTES_DEFAULT } = this.#options;
-    const { rate } = this.#limiter;
-    if (rate === undefined) return fetchUnitBytes;
-    return Math.min(fetchUnitBytes, Math.max(LIMITED_UNIT_BYTES_MIN, (rate * LIMITED_UNIT_MS) / 1000));
+    return this.#space.mayTry(unit);
   }
 
   #bytesOf({ first, count }: ClusterRange): number {
@@ -346,7 +361,7 @@ export class Hydrator implements AsyncDisposable {
 
   #stateNow(): HydrationState {
     if (this.#paused) return "paused";
-    if (this.#noSpace !== undefined) return "no-space";
+    if (this.#space.isFull) return "no-space";
     if (this.#source.state !== "connected") return "disconnected";
     return this.#onlyFailedLeft ? "incomplete" : "running";
   }
@@ -355,7 +370,10 @@ export class Hydrator implements AsyncDisposable {
     if (this.#state.current === next) return;
     const { clock } = this.#options;
     this.#state.advance(next, clock.nowMs());
-    if (next === "running") this.#meter.restart();
+    if (next === "running") {
+      this.#meter.restart();
+      this.#standstill.moved();
+    }
     for (const listener of [...this.#listeners]) listener(next);
   }
 
@@ -370,17 +388,9 @@ export class Hydrator implements AsyncDisposable {
     if (outcome.state === "failed") this.#error = outcome.error;
     this.#advance(outcome.state);
     this.#meter.stop();
-    this.#noSpace?.timer?.cancel();
-    this.#noSpace = undefined;
+    this.#space.cancel();
     this.#abort.abort(new BlockError("shutting-down", "hydration has ended"));
     this.#change.notify();
     this.#outcome.resolve(outcome);
   }
-}
-
-function checkWindow(units: number): number {
-  if (!(Number.isInteger(units) && units >= 1 && units <= WINDOW_UNITS_MAX)) {
-    throw new RangeError(`${units} fetches at a time are not within 1 to ${WINDOW_UNITS_MAX}`);
-  }
-  return units;
 }

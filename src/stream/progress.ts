@@ -2,13 +2,16 @@
 import type { Clock } from "../env/clock.ts";
 import type { FailedRange } from "./failed-ranges.ts";
 import type { HydrationState } from "./hydration-states.ts";
+import type { SlowReason } from "./standstill.ts";
 import { Throughput } from "./throughput.ts";
+import type { WindowStatus } from "./window-control.ts";
 
 /**
  * Why nothing moves. `operator`: paused. `source`: it is away. `no-space`: the local disk is full. `source-errors`: all
- * the rest is here, and the source cannot give what is listed. `local-disk`: hydration has failed.
+ * the rest is here, and the source cannot give what is listed. `local-disk`: hydration has failed. And while it is
+ * running, what it waits for.
  */
-export type StallReason = "operator" | "source" | "no-space" | "source-errors" | "local-disk";
+export type StallReason = "operator" | "source" | "no-space" | "source-errors" | "local-disk" | SlowReason;
 
 export interface HydrationProgress {
   readonly state: HydrationState;
@@ -29,7 +32,9 @@ export interface HydrationProgress {
   readonly etaMs?: number;
   readonly elapsedMs: number;
   readonly rateLimit?: number;
-  readonly windowUnits: number;
+  /** Fetches at the same time, or else the window that follows the path. */
+  readonly windowUnits?: number;
+  readonly window?: WindowStatus;
   readonly fetchesUnderWay: number;
   readonly failed: {
     readonly bytes: number;

@@ -35,6 +35,11 @@ export class RateLimiter {
     return this.#rate;
   }
 
+  /** Requests that wait. */
+  get waiting(): number {
+    return this.#waiting.length;
+  }
+
   /** Throws `RangeError` unless the rate is above zero: whoever wants to stop, stops. */
   setRate(bytesPerSecond: number | undefined): void {
     if (bytesPerSecond !== undefined && !(bytesPerSecond > 0)) {

@@ -1,109 +1,74 @@
 /**
- * What hydration has to do, in the order in which it does it: units of missing clusters, from the first to the last. What
- * the source has as zeroes is found out by asking for its extents, in long strides, and becomes units of its own, which
- * are never fetched. A cluster counts as zeroes when all of it is; a cluster in part zeroes is data.
+ * What hydration has to do, in the order in which it does it: units of missing clusters. What its orders name comes first;
+ * the rest from the first cluster to the last, but for what is being read ahead at the moment. What the source has as
+ * zeroes becomes units of its own, which are never fetched.
  */
-import type { Extent } from "../block/extents.ts";
-import type { Chaos } from "../env/chaos.ts";
-import { SourceAnsweredError } from "./errors.ts";
+import type { ClusterRange } from "./cluster-range.ts";
+import { ExtentCache, type ExtentSource } from "./extent-cache.ts";
+import type { Order } from "./order.ts";
 
-/** Also the longest unit of zeroes, so that stopping does not wait for terabytes. */
-const STRIDE_BYTES = 1024 * 1024 * 1024;
-const EXTENTS_MAX = 1024;
-
-export interface ClusterRange {
-  readonly first: number;
-  readonly count: number;
-}
+/** The longest unit of zeroes, so that stopping does not wait for terabytes. */
+const ZERO_BYTES_MAX = 1024 * 1024 * 1024;
 
 export interface Unit extends ClusterRange {
   readonly kind: "data" | "zero";
 }
 
-export interface UnitSource {
-  readonly sizeBytes: number;
-  readonly clusterBytes: number;
-  readonly chaos: Chaos;
+export interface UnitSource extends ExtentSource {
   /** Bytes of the next unit of data, looked at for each one; a multiple of the cluster size is made of it. */
   readonly unitBytes: () => number;
-  readonly missing: () => AsyncIterable<ClusterRange>;
-  readonly extents: (offset: number, length: number, countMax: number) => Promise<Extent[]>;
+  /** Runs of missing clusters from `first` on. */
+  readonly missing: (first: number) => AsyncIterable<ClusterRange>;
+  readonly orders?: readonly Order[];
+  /** Somebody else is bringing the range: the cluster behind which to go on. Asked before each unit of the rest. */
+  readonly avoid?: (range: ClusterRange) => number | undefined;
 }
 
 export async function* unitsOf(source: UnitSource): AsyncGenerator<Unit> {
+  const extents = new ExtentCache(source);
+  const { orders = [], avoid } = source;
+  for await (const { first, count } of source.missing(0)) {
+    const end = first + count;
+    for (let at = first; at < end; ) {
+      for (let named = nextNamed(orders); named !== undefined; named = nextNamed(orders)) {
+        yield* unitsWithin(source, extents, named);
+      }
+      const unit = await unitAt(source, extents, { first: at, count: end - at });
+      const behind = unit.kind === "data" ? avoid?.(unit) : undefined;
+      if (behind === undefined) yield unit;
+      at = Math.max(unit.first + unit.count, behind ?? 0);
+    }
+  }
+}
+
+function nextNamed(orders: readonly Order[]): ClusterRange | undefined {
+  for (const order of orders) {
+    const range = order.next();
+    if (range !== undefined) return range;
+  }
+  return undefined;
+}
+
+async function* unitsWithin(source: UnitSource, extents: ExtentCache, named: ClusterRange): AsyncGenerator<Unit> {
+  const namedEnd = named.first + named.count;
+  for await (const { first, count } of source.missing(named.first)) {
+    if (first >= namedEnd) return;
+    const end = Math.min(first + count, namedEnd);
+    for (let at = first; at < end; ) {
+      const unit = await unitAt(source, extents, { first: at, count: end - at });
+      yield unit;
+      at += unit.count;
+    }
+  }
+}
+
+/** The first unit of a range of missing clusters. */
+async function unitAt(source: UnitSource, extents: ExtentCache, { first, count }: ClusterRange): Promise<Unit> {
   const { clusterBytes } = source;
-  const extents = new ExtentCursor(source);
-  for await (const { first, count } of source.missing()) {
-    for (let at = first; at < first + count; ) {
-      const { kind, end } = await extents.at(at);
-      const unitClusters = Math.max(1, Math.floor(source.unitBytes() / clusterBytes));
-      // Units of data begin and end at multiples of their size, whatever was missing before.
-      const step = kind === "data" ? unitClusters - (at % unitClusters) : Infinity;
-      const length = Math.min(end - at, step, first + count - at);
-      yield { kind, first: at, count: length };
-      at += length;
-    }
-  }
-}
-
-interface Run {
-  readonly kind: "data" | "zero";
-  /** Clusters, exclusive. */
-  readonly end: number;
-}
-
-/** The source's extents, kept from one stride on to the next: runs of missing clusters may be many and short. */
-class ExtentCursor {
-  readonly #source: UnitSource;
-  /** Ascending, without gaps, neighbours differing; `end` in bytes. */
-  #known: { readonly zero: boolean; readonly end: number }[] = [];
-  #start = 0;
-  #end = 0;
-
-  constructor(source: UnitSource) {
-    this.#source = source;
-  }
-
-  /** What `cluster` and those that follow it are. Clusters are asked for in ascending order. */
-  async at(cluster: number): Promise<Run> {
-    const { clusterBytes, sizeBytes } = this.#source;
-    const start = cluster * clusterBytes;
-    const clusterEnd = Math.min(start + clusterBytes, sizeBytes);
-    if (!(start >= this.#start && clusterEnd <= this.#end)) await this.#ask(start, clusterEnd);
-    while ((this.#known[0]?.end ?? Infinity) <= start) this.#known.shift();
-    const extent = this.#known[0];
-    // An answer that does not even cover the cluster leaves only one thing that is always right.
-    if (extent === undefined || clusterEnd > this.#end) return { kind: "data", end: cluster + 1 };
-    if (extent.zero && this.#source.chaos.on("stream/zero-rounds-out")) {
-      return { kind: "zero", end: Math.ceil(extent.end / clusterBytes) };
-    }
-    if (extent.zero && extent.end >= clusterEnd) {
-      const end =
-        extent.end === sizeBytes ? Math.ceil(extent.end / clusterBytes) : Math.floor(extent.end / clusterBytes);
-      return { kind: "zero", end };
-    }
-    // The cluster in which the data end is data too; the next look begins behind it.
-    return { kind: "data", end: extent.zero ? cluster + 1 : Math.ceil(extent.end / clusterBytes) };
-  }
-
-  async #ask(start: number, clusterEnd: number): Promise<void> {
-    const { sizeBytes, extents } = this.#source;
-    const length = Math.max(clusterEnd - start, Math.min(STRIDE_BYTES, sizeBytes - start));
-    let list: readonly Extent[];
-    try {
-      list = await extents(start, length, EXTENTS_MAX);
-    } catch (error) {
-      if (!(error instanceof SourceAnsweredError)) throw error;
-      list = [{ length, hole: false, zero: false }];
-    }
-    this.#known = [];
-    this.#start = start;
-    this.#end = start;
-    for (const extent of list) {
-      this.#end += extent.length;
-      const last = this.#known.at(-1);
-      if (last?.zero === extent.zero) this.#known[this.#known.length - 1] = { zero: extent.zero, end: this.#end };
-      else this.#known.push({ zero: extent.zero, end: this.#end });
-    }
-  }
+  const { kind, end } = await extents.at(first);
+  const longest = kind === "data" ? source.unitBytes() : ZERO_BYTES_MAX;
+  const unitClusters = Math.max(1, Math.floor(longest / clusterBytes));
+  // Units of data begin and end at multiples of their size, whatever was missing before.
+  const step = kind === "data" ? unitClusters - (first % unitClusters) : unitClusters;
+  return { kind, first, count: Math.min(end - first, step, count) };
 }

@@ -32,7 +32,7 @@ itSeeded(
       // The source is no longer needed: all of it is read without.
       world.host("source").kill();
       const bytes = Buffer.alloc(truth.length);
-      await world.scheduler.complete(running.overlay.read(0, bytes));
+      await world.scheduler.complete(running.guest.read(0, bytes));
       expect(bytes.equals(truth)).toBe(true);
       await clone.close(running);
       const after = await clone.crash(true);
@@ -60,7 +60,7 @@ itSeeded(
       for (const { near, far } of world.net.connections) world.rng.pick([near, far]).block();
       const into = Buffer.alloc(4096);
       const sentMs = world.scheduler.nowMs;
-      await world.scheduler.complete(running.overlay.read(8192, into));
+      await world.scheduler.complete(running.guest.read(8192, into));
       expect(world.scheduler.nowMs - sentMs).toBeLessThanOrEqual(15_000);
       expect(into.equals(Buffer.from(clone.truth.subarray(8192, 12_288)))).toBe(true);
       expect(running.demand.status().reconnects).toBe(1);
@@ -77,12 +77,12 @@ itSeeded("a guest's read does not wait for what is fetched in the background", a
     world.host("destination").disk.behaviour.tail = 0;
     const running = await clone.run();
     // Half a second's worth of background data is on its way.
-    running.hydrator.setWindow(32);
+    running.hydrator.setWindowBytes(1 << 19);
     await world.scheduler.runFor(world.rng.integer(150, 250));
     expect(running.demand.state).toBe("connected");
     const sentMs = world.scheduler.nowMs;
     // The disk takes up to 20 ms, the link 12 there and back, and 16 for a unit of 16 KiB.
-    await world.scheduler.complete(running.overlay.read(clone.truth.length - 4096, Buffer.alloc(4096)));
+    await world.scheduler.complete(running.guest.read(clone.truth.length - 4096, Buffer.alloc(4096)));
     expect(world.scheduler.nowMs - sentMs).toBeLessThan(100);
     await clone.close(running);
   });

@@ -2,8 +2,10 @@
 import type { Overlay } from "../../src/cor/overlay.ts";
 import { createOverlay, openOverlay } from "../../src/cor/overlay-files.ts";
 import { createRawOverlay, openRawOverlay } from "../../src/image/raw-overlay.ts";
-import { Hydrator } from "../../src/stream/hydrator.ts";
+import type { GuestDevice } from "../../src/stream/guest-device.ts";
+import type { Hydrator } from "../../src/stream/hydrator.ts";
 import { nbdSource } from "../../src/stream/nbd-source.ts";
+import { paceSources, startPull } from "../../src/stream/pull.ts";
 import { ReconnectingSource } from "../../src/stream/reconnecting-source.ts";
 import { identifySource } from "../../src/stream/source-identity.ts";
 import { type SimEnv, SimWorld } from "./sim-env.ts";
@@ -16,6 +18,8 @@ const UNIT_BYTES = 16_384;
 export interface RunningClone {
   readonly env: SimEnv;
   readonly overlay: Overlay;
+  /** The overlay, as the guest uses it. */
+  readonly guest: GuestDevice;
   readonly demand: ReconnectingSource;
   readonly background: ReconnectingSource;
   readonly hydrator: Hydrator;
@@ -61,7 +65,7 @@ export class SimClone {
   }
 
   async run(env = this.world.host("destination").env): Promise<RunningClone> {
-    const { rng, scheduler } = this.world;
+    const { scheduler } = this.world;
     const source = (): ReconnectingSource =>
       new ReconnectingSource({
         ...env,
@@ -70,18 +74,17 @@ export class SimClone {
         onLoss: "stall",
       });
     const [demand, background] = [source(), source()];
+    const sources = paceSources(env, demand, background);
     const overlay = await scheduler.complete(
       openOverlay(env, {
-        ...{ path: PATH, backing: demand, background, bootId: `boot ${this.#boot}`, fetchUnitBytes: UNIT_BYTES },
+        ...{ path: PATH, bootId: `boot ${this.#boot}`, fetchUnitBytes: UNIT_BYTES },
+        ...{ backing: sources.demand, ahead: sources.ahead, background: sources.background },
         openStore: ({ sizeBytes, uuid, clusterBytes, state }) =>
           openRawOverlay(env, { path: PATH, sizeBytes, uuid, clusterBytes, complete: state === "complete" }),
       }),
     );
-    const hydrator = new Hydrator({
-      ...env,
-      ...{ target: overlay, source: background, fetchUnitBytes: UNIT_BYTES, windowUnits: rng.integer(1, 8) },
-    });
-    return { env, overlay, demand, background, hydrator };
+    const { guest, hydrator } = startPull(env, { target: overlay, sources });
+    return { env, overlay, guest, demand, background, hydrator };
   }
 
   async close({ env, overlay, demand, hydrator }: RunningClone): Promise<void> {

@@ -6,6 +6,7 @@
 import { BlockError } from "../../src/block/error.ts";
 import { Hydrator } from "../../src/stream/hydrator.ts";
 import { nbdSource } from "../../src/stream/nbd-source.ts";
+import { type PacedSources, paceSources } from "../../src/stream/pull.ts";
 import { ReconnectingSource } from "../../src/stream/reconnecting-source.ts";
 import { identifySource, samplesOf } from "../../src/stream/source-identity.ts";
 import { type SimEnv, SimLeakError, SimWorld } from "./sim-env.ts";
@@ -36,7 +37,8 @@ class StreamStory {
   readonly #env: SimEnv;
   readonly #disk: SourceDisk;
   readonly #impostor: SourceDisk;
-  readonly #sources: { readonly demand: ReconnectingSource; readonly background: ReconnectingSource };
+  readonly #sources: PacedSources;
+  readonly #background: ReconnectingSource;
   readonly #target: StreamTarget;
   readonly #hydrator: Hydrator;
   readonly #faults: Set<string>;
@@ -94,13 +96,14 @@ class StreamStory {
         onLoss: "stall",
       });
     if (rng.chance(0.8)) serve(world.host("source"), disk);
-    this.#sources = { demand: source(), background: source() };
+    this.#background = source();
+    this.#sources = paceSources(this.#env, source(), this.#background);
     this.#target = new StreamTarget({ world, rng, clusterBytes: CLUSTER_BYTES, truth, ...this.#sources });
     this.#hydrator = new Hydrator({
       ...this.#env,
       target: this.#target,
       source: this.#sources.background,
-      windowUnits: rng.integer(1, 8),
+      ...(rng.chance(0.5) ? { pace: this.#sources.window } : { windowUnits: rng.integer(1, 8) }),
       fetchUnitBytes: rng.pick([4096, 16_384, 65_536]),
     });
   }
@@ -123,7 +126,7 @@ class StreamStory {
     }
     if (end === "complete") await this.#heal();
     await this.#close();
-    const { reconnects } = this.#sources.background.status();
+    const { reconnects } = this.#background.status();
     const { traceHash: trace, nowMs: virtualMs } = scheduler;
     return { trace, virtualMs, reconnects, failedReads: this.#failedReads, end };
   }
@@ -147,6 +150,7 @@ class StreamStory {
       () => this.#hydrator.resume(),
       () => this.#hydrator.setRate(rng.pick([undefined, 50_000, 1_000_000])),
       () => this.#hydrator.setWindow(rng.integer(1, 16)),
+      () => this.#hydrator.setWindowBytes(rng.pick([undefined, 4096, 1_000_000])),
     ])();
   }
 

@@ -3,8 +3,8 @@
  * once, with the bytes that the source has, and hydration is not called complete before it is.
  */
 import { BlockError } from "../../src/block/error.ts";
-import type { ReconnectingSource } from "../../src/stream/reconnecting-source.ts";
-import type { ClusterRange } from "../../src/stream/units.ts";
+import type { ClusterRange } from "../../src/stream/cluster-range.ts";
+import type { StreamSource } from "../../src/stream/wrapped-source.ts";
 import type { Prng } from "../support/seed.ts";
 import type { SimWorld } from "./sim-env.ts";
 
@@ -23,8 +23,8 @@ export interface StreamTargetParts {
   readonly clusterBytes: number;
   /** What the source holds. */
   readonly truth: Uint8Array;
-  readonly demand: ReconnectingSource;
-  readonly background: ReconnectingSource;
+  readonly demand: StreamSource;
+  readonly background: StreamSource;
 }
 
 export class StreamTarget {

@@ -4,7 +4,7 @@ import type { CommandContext } from "../command-context.ts";
 import { progressOption } from "../progress/option.ts";
 import { addListenOptions, addLogOptions, addProcessOptions, addTlsOptions } from "../serving/options.ts";
 import { parseSize } from "../settings/option-values.ts";
-import { parseDuration, parseRate } from "../verbs/values.ts";
+import { parseDuration, parseRate, parseWindow } from "../verbs/values.ts";
 import type { CloneFlags } from "./plan.ts";
 
 const EXPORT = "What to export:";
@@ -46,6 +46,13 @@ export function addClone(program: Command, context: CommandContext): void {
     )
     .optionsGroup(STREAM)
     .option("--rate <rate>", "bytes a second in the background, such as 100M (default: unlimited)", parseRate)
+    .option(
+      "--window <size>",
+      "bytes asked for at a time in the background, or auto (default: auto, as much as the path holds)",
+      parseWindow,
+    )
+    .option("--record-trace <file>", "write down which regions clients read first, and when")
+    .option("--replay-trace <file>", "bring what a recorded trace names first, in its order")
     .addOption(
       new Option(
         "--on-source-loss <policy>",

@@ -12,7 +12,7 @@ import { VERSION } from "../version.ts";
 import type { CloneParts } from "./parts.ts";
 import type { ClonePlan } from "./plan.ts";
 import { presenceSource } from "./presence.ts";
-import { diskState, hydrationStatus, nextStep, overallState, sourceStatus } from "./status.ts";
+import { diskState, hydrationStatus, nextStep, overallState, sourceStatus, stallStatus } from "./status.ts";
 
 export interface CloneControl {
   readonly clock: Clock;
@@ -89,6 +89,7 @@ export function cloneStatus(control: CloneControl): ResultOf<"status"> {
         missingBytes: progress.missingBytes,
         state: diskState(progress),
         hydration: hydrationStatus(progress),
+        stalls: stallStatus(parts.guest.stalls()),
         source: sourceStatus(plan.source.uri, source, wallMs),
       },
     ],

@@ -1,15 +1,21 @@
 /** The parts of a running clone: overlay, the two sessions with the source, hydration. */
 import type { Overlay } from "../../cor/overlay.ts";
 import type { Env } from "../../env/env.ts";
-import { Hydrator } from "../../stream/hydrator.ts";
+import type { GuestDevice } from "../../stream/guest-device.ts";
+import type { Hydrator } from "../../stream/hydrator.ts";
+import { ListedOrder } from "../../stream/order.ts";
+import { paceSources, startPull } from "../../stream/pull.ts";
 import { ReconnectingSource } from "../../stream/reconnecting-source.ts";
 import type { Cleanup } from "../cleanup.ts";
 import type { ClonePlan } from "./plan.ts";
 import { type Begun, openBegunOverlay } from "./prepare.ts";
 import type { ConnectSource } from "./source.ts";
+import { readTrace, recordTrace } from "./trace.ts";
 
 export interface CloneParts {
   readonly overlay: Overlay;
+  /** The overlay, as clients use it. */
+  readonly guest: GuestDevice;
   /** For what clients wait for. */
   readonly demand: ReconnectingSource;
   readonly background: ReconnectingSource;
@@ -40,13 +46,26 @@ export async function startParts({ env, plan, begun, connect, cleanup }: StartPa
   // Hydration waits for the source, whatever clients are told.
   const background = new ReconnectingSource({ ...{ clock, random, chaos, connect, expected }, onLoss: "stall" });
   cleanup.defer(() => background.close());
-  const overlay = await openBegunOverlay(env, plan.serve.image, { demand, background });
-  closeOverlay = () => overlay.close();
-  const rate = plan.rateBytesPerSecond;
-  const target = { ...{ clock, chaos, target: overlay, source: background }, ...(rate !== undefined && { rate }) };
-  const hydrator = new Hydrator(target);
+  const { sizeBytes } = expected;
+  const trace =
+    plan.recordTrace === undefined ? undefined : recordTrace(plan.recordTrace, { clock, sizeBytes, cleanup });
+  const wanted = plan.replayTrace === undefined ? [] : readTrace(plan.replayTrace, sizeBytes);
+  const sources = paceSources(env, demand, background);
+  const overlay = await openBegunOverlay(env, plan.serve.image, sources);
+  closeOverlay = async () => {
+    // What was fetched since the last commit would have to be fetched again. Failures were told when clients' were flushed.
+    await overlay.commit().catch(() => undefined);
+    await overlay.close();
+  };
+  const { rateBytesPerSecond: rate, windowBytes } = plan;
+  const { guest, hydrator } = startPull(env, {
+    ...{ target: overlay, sources, orders: [new ListedOrder(wanted, overlay)] },
+    ...(rate !== undefined && { rate }),
+    ...(windowBytes !== undefined && { windowBytes }),
+    ...(trace !== undefined && { onRead: (offset, length, missing) => trace.note(offset, length, missing) }),
+  });
   cleanup.defer(() => hydrator[Symbol.asyncDispose]());
   // Then the source is not needed any more, and should see that it may go.
   hydrator.onState((state) => state === "complete" && void Promise.all([demand.close(), background.close()]));
-  return { overlay, demand, background, hydrator };
+  return { overlay, guest, demand, background, hydrator };
 }

@@ -1,4 +1,5 @@
 /** What `clone` was asked to do, checked as a whole. Nothing is opened here. */
+import { resolve } from "node:path";
 import { usageError } from "../cli-error.ts";
 import type { ProgressForm } from "../progress/option.ts";
 import { planServe, type ServeFlags, type ServePlan, type Surroundings } from "../serving/plan.ts";
@@ -7,6 +8,10 @@ import { planSource, type SourcePlan } from "./source.ts";
 export interface CloneFlags extends Omit<ServeFlags, "readOnly" | "run" | "json"> {
   /** Null: unlimited. */
   readonly rate?: number | null;
+  /** Null: it follows the path. */
+  readonly window?: number | null;
+  readonly recordTrace?: string;
+  readonly replayTrace?: string;
   readonly onSourceLoss?: "stall" | "eio";
   readonly sourceLossDeadline?: number;
   readonly exitWhenHydrated?: true | boolean;
@@ -22,6 +27,11 @@ export interface ClonePlan {
   readonly source: SourcePlan;
   /** Background bytes a second; undefined: as fast as it goes. */
   readonly rateBytesPerSecond: number | undefined;
+  /** Background bytes under way; undefined: it follows the path. */
+  readonly windowBytes: number | undefined;
+  /** Files; undefined: none. */
+  readonly recordTrace: string | undefined;
+  readonly replayTrace: string | undefined;
   readonly onSourceLoss: "stall" | "eio";
   readonly sourceLossDeadlineMs: number;
   readonly exitWhenHydrated: boolean;
@@ -55,6 +65,9 @@ export function planClone({ source, image }: CloneArguments, flags: CloneFlags, 
     serve: planServe(image, flags, around),
     source: planSource(source, { directory: around.directory, insecure }),
     rateBytesPerSecond: rate ?? undefined,
+    windowBytes: flags.window ?? undefined,
+    recordTrace: flags.recordTrace === undefined ? undefined : resolve(around.directory, flags.recordTrace),
+    replayTrace: flags.replayTrace === undefined ? undefined : resolve(around.directory, flags.replayTrace),
     onSourceLoss,
     sourceLossDeadlineMs: sourceLossDeadline ?? SOURCE_LOSS_DEADLINE_MS,
     exitWhenHydrated: flags.exitWhenHydrated ?? false,

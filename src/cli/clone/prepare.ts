@@ -10,9 +10,9 @@ import { createOverlay, mapPath, openOverlay } from "../../cor/overlay-files.ts"
 import type { Env } from "../../env/env.ts";
 import { createRawOverlay, openRawOverlay } from "../../image/raw-overlay.ts";
 import { readBootId } from "../../os/boot-id.ts";
-import { identifySource } from "../../stream/source-identity.ts";
+import { compareSources, identifySource } from "../../stream/source-identity.ts";
 import { CliError } from "../cli-error.ts";
-import { EXIT_IO } from "../exit-codes.ts";
+import { EXIT_IO, EXIT_UNAVAILABLE } from "../exit-codes.ts";
 import type { ClonePlan } from "./plan.ts";
 import type { ConnectSource } from "./source.ts";
 
@@ -39,6 +39,8 @@ export async function beginOverlay(env: Env, plan: ClonePlan, connect: ConnectSo
   const { sizeBytes } = source;
   if (sizeBytes === 0) throw emptySource(plan);
   const identity = await identifySource(source);
+  // Nobody could know it again, so nothing could ever be read from it.
+  if (compareSources(identity, identity) === "unknown") throw unknowable(plan);
   await createOverlay(env, {
     path,
     sizeBytes,
@@ -51,14 +53,20 @@ export async function beginOverlay(env: Env, plan: ClonePlan, connect: ConnectSo
 
 export interface Backings {
   readonly demand: BlockDevice;
+  readonly ahead: BlockDevice;
   readonly background: BlockDevice;
 }
 
 /** Opens, and locks, what `beginOverlay` has found or made. The sources stay the caller's. */
-export async function openBegunOverlay(env: Env, path: string, { demand, background }: Backings): Promise<Overlay> {
+export async function openBegunOverlay(
+  env: Env,
+  path: string,
+  { demand, ahead, background }: Backings,
+): Promise<Overlay> {
   return await openOverlay(env, {
     path,
     backing: demand,
+    ahead,
     background,
     bootId: await readBootId(),
     openStore: ({ sizeBytes, uuid, clusterBytes, state }) =>
@@ -83,5 +91,15 @@ function emptySource(plan: ClonePlan): CliError {
     what: `cannot copy ${plan.source.uri}`,
     why: "it is 0 bytes long, so there is nothing to copy",
     hint: "check the export's name",
+  });
+}
+
+function unknowable(plan: ClonePlan): CliError {
+  return new CliError({
+    exitCode: EXIT_UNAVAILABLE,
+    code: "source-unreadable",
+    what: `cannot copy ${plan.source.uri}`,
+    why: "it answers every read with an error",
+    hint: "check the source's own disk and log",
   });
 }

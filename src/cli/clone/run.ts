@@ -5,6 +5,7 @@
 import { EventHub } from "../../control/event-hub.ts";
 import { Milestones } from "../../control/milestones.ts";
 import { VerbRegistry } from "../../control/registry.ts";
+import type { Env } from "../../env/env.ts";
 import { sdNotify } from "../../os/sd-notify.ts";
 import type { SourceState } from "../../stream/source-session.ts";
 import { Cleanup } from "../cleanup.ts";
@@ -22,9 +23,9 @@ import { VERSION } from "../version.ts";
 import { publishEvents, registerCloneVerbs } from "./control.ts";
 import { type CloneParts, startParts } from "./parts.ts";
 import type { ClonePlan } from "./plan.ts";
-import { beginOverlay } from "./prepare.ts";
+import { type Begun, beginOverlay } from "./prepare.ts";
 import { presenceContext } from "./presence.ts";
-import { sourceConnector } from "./source.ts";
+import { type ConnectSource, sourceConnector } from "./source.ts";
 import { progressOf, statusLine } from "./status.ts";
 
 /** Resolves to the exit code. */
@@ -40,7 +41,8 @@ export async function clone(plan: ClonePlan, around: ServeSurroundings): Promise
 
   const credentials = await loadCredentials(plan.serve.tls, around);
   const connect = await sourceConnector(env, plan.source, log);
-  const begun = await beginOverlay(env, plan, connect);
+  const begun = await beginUnlessStopped({ env, plan, connect, stop });
+  if (begun === undefined) return stopStatus(plan);
   const { uri } = plan.source;
   log.info(begun.resumed ? "going on with a copy" : "beginning a copy", { source: uri, bytes: begun.sizeBytes });
 
@@ -50,11 +52,9 @@ export async function clone(plan: ClonePlan, around: ServeSurroundings): Promise
   const registry = new VerbRegistry();
   const uris: string[] = [];
   let clients = 0;
-  // Whoever told us to quit learns by its end that the image is let go.
-  const identity = { program: "blockferry", programVersion: VERSION, pid: process.pid, role: "clone" };
-  const { exportName: name } = plan.serve;
-  const control = await openControl({ path: plan.control, name, registry, identity, clock: env.clock, log });
-  cleanup.defer(() => control.close());
+  // Closed last of all: whoever told us to quit learns by its end that the image is let go.
+  let closeControl = async (): Promise<void> => undefined;
+  cleanup.defer(() => closeControl());
 
   const parts = await startParts({ env, plan, begun, connect, cleanup });
   watch(parts, plan, around);
@@ -64,8 +64,13 @@ export async function clone(plan: ClonePlan, around: ServeSurroundings): Promise
     clients: () => clients,
     uris: () => uris,
   });
+  // Opened once there is a verb to answer.
+  const identity = { program: "blockferry", programVersion: VERSION, pid: process.pid, role: "clone" };
+  const { exportName: name } = plan.serve;
+  const control = await openControl({ path: plan.control, name, registry, identity, clock: env.clock, log });
+  closeControl = () => control.close();
   const { served } = await startServing(plan.serve, around, {
-    exports: exportsOf(plan.serve, parts.overlay, [presenceContext(parts.overlay)]),
+    exports: exportsOf(plan.serve, parts.guest, [presenceContext(parts.overlay)]),
     credentials,
     cleanup,
     onClientCount: (count) => {
@@ -92,7 +97,35 @@ export async function clone(plan: ClonePlan, around: ServeSurroundings): Promise
   parts.hydrator.pause();
   events.publish("stopping", { why });
   log.info("stopping", { why });
-  return plan.exitWhenHydrated && parts.hydrator.state !== "complete" ? EXIT_TRY_AGAIN : EXIT_OK;
+  return parts.hydrator.state === "complete" ? EXIT_OK : stopStatus(plan);
+}
+
+/** Told to stop before the image stood alone. */
+function stopStatus(plan: ClonePlan): number {
+  return plan.exitWhenHydrated ? EXIT_TRY_AGAIN : EXIT_OK;
+}
+
+interface Beginning {
+  readonly env: Env;
+  readonly plan: ClonePlan;
+  readonly connect: ConnectSource;
+  readonly stop: StopRequest;
+}
+
+/** Undefined: told to stop while the source was asked, which may take long to answer. */
+async function beginUnlessStopped({ env, plan, connect, stop }: Beginning): Promise<Begun | undefined> {
+  const stopping = new AbortController();
+  void stop.wished.then((why) => stopping.abort(new Error(why)));
+  try {
+    return await beginOverlay(env, plan, async () => {
+      const session = await connect(stopping.signal);
+      stopping.signal.addEventListener("abort", () => session.drop("told to stop"), { once: true });
+      return session;
+    });
+  } catch (error) {
+    if (stop.isMade) return undefined;
+    throw error;
+  }
 }
 
 /** Resolves to why it is over. Rejects when there is no point in waiting for what was asked. */

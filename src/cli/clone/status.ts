@@ -4,6 +4,7 @@ import { ERRORS_LISTED_MAX } from "../../control/limits.ts";
 import type { DiskStatus, Hydration, SourceStatus, Status } from "../../control/status.ts";
 import type { HydrationProgress } from "../../stream/progress.ts";
 import type { SourceStatus as SessionStatus, SourceState } from "../../stream/source-session.ts";
+import type { StallTimes } from "../../stream/stall-times.ts";
 import { type Progress, progressLine } from "../progress/format.ts";
 
 const REASONS = {
@@ -12,6 +13,10 @@ const REASONS = {
   "no-space": "the local disk is full",
   "source-errors": "the source cannot read what is left",
   "local-disk": "the local disk has failed",
+  "rate-limit": "the rate limit lets nothing more pass for now",
+  "slow-disk": "the local disk takes long to store",
+  "slow-source": "the source answers, but its reads take long",
+  line: "the source does not answer: it is stuck, or the line to it",
 } as const;
 
 /** Of the hydration, in the words of the control socket. */
@@ -45,11 +50,33 @@ export function hydrationStatus(progress: HydrationProgress): Hydration {
     stalledReason: stalledBy === undefined ? null : (progress.error ?? REASONS[stalledBy]),
     fetchedBytes: progress.fetchedBytes,
     zeroBytes: progress.zeroBytes,
+    ...windowStatus(progress),
     errors: failed.ranges.slice(0, ERRORS_LISTED_MAX).map(({ offset, length, code, attempts }) => ({
       ...{ offset, length, count: attempts },
       code: code === "no-space" ? "ENOSPC" : code === "permission" ? "EPERM" : "EIO",
     })),
     errorsTotal: failed.ranges.length + failed.unlisted,
+  };
+}
+
+function windowStatus({ window }: HydrationProgress): Pick<Hydration, "windowBytes" | "rttSeconds" | "minRttSeconds"> {
+  if (window === undefined) return {};
+  const { windowBytes, rttMs, minRttMs } = window;
+  return {
+    windowBytes: Math.round(windowBytes),
+    ...(rttMs !== undefined && { rttSeconds: rttMs / 1000 }),
+    ...(minRttMs !== undefined && { minRttSeconds: minRttMs / 1000 }),
+  };
+}
+
+/** How long clients waited for what was missing. */
+export function stallStatus({ count, totalMs, p50Ms, p99Ms, maxMs }: StallTimes): NonNullable<DiskStatus["stalls"]> {
+  return {
+    count,
+    totalSeconds: totalMs / 1000,
+    p50Seconds: p50Ms / 1000,
+    p99Seconds: p99Ms / 1000,
+    maxSeconds: maxMs / 1000,
   };
 }
 

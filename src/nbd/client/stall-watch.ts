@@ -39,7 +39,8 @@ export class StallWatch {
     this.#timer = this.#clock.setTimer(ms, () => {
       const silentMs = this.#clock.nowMs() - this.#movedMs;
       if (silentMs < this.#silenceMsMax) {
-        this.#wait(this.#silenceMsMax - silentMs);
+        // A timer shorter than the clock's step would fire in no time, again and again.
+        this.#wait(Math.max(1, this.#silenceMsMax - silentMs));
         return;
       }
       this.#timer = undefined;

@@ -47,7 +47,7 @@ describe("an overlay that is being filled", () => {
   it("still knows that its short last cluster is local when it is opened again", async () => {
     const { overlay, env, backing } = await rig();
     await overlay.fetchBackground({ first: 15, count: 1 });
-    await overlay.flush();
+    await overlay.commit();
     await overlay.close();
     await using again = await open(env, { backing });
     expect(again.localBytes).toBe(CLUSTER - 1000);
@@ -138,7 +138,7 @@ describe("the superblocks of an overlay", () => {
   it("say complete for good, also when whoever wrote that was killed before it was synced", async () => {
     const { overlay, files, env, backing } = await rig();
     await overlay.fetchBackground({ first: 0, count: 16 });
-    await overlay.flush();
+    await overlay.commit();
     const map = files.disks.get(mapPath(IMAGE));
     const before = new Map(map?.durableBlocks);
     await overlay.complete();

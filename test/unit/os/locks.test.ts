@@ -29,6 +29,9 @@ function lockPair(directory: string, files: RealFiles, others: RealFiles): void 
     ["exclusive", "shared", true],
     ["shared", "exclusive", true],
     ["shared", "shared", false],
+    ["alone", "shared", true],
+    ["alone", "exclusive", true],
+    ["shared", "alone", true],
   ];
   for (const [first, second, conflict] of conflicts) {
     test(`a lock that is ${first} ${conflict ? "keeps out" : "lets in"} one that is ${second}`, async (context) => {
@@ -36,9 +39,9 @@ function lockPair(directory: string, files: RealFiles, others: RealFiles): void 
       using folder = tempDir(directory);
       const path = folder.file("image");
       makeImage(path, 65_536);
-      const holder = await files.open({ path, writable: first === "exclusive" });
+      const holder = await files.open({ path, writable: first !== "shared" });
       await holder.lock(first);
-      await using other = await others.open({ path, writable: second === "exclusive" });
+      await using other = await others.open({ path, writable: second !== "shared" });
       const locked = other.lock(second);
       if (conflict) await expect(locked).rejects.toMatchObject({ name: "FileError", code: "EAGAIN" });
       else await locked;

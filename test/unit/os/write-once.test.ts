@@ -1,4 +1,5 @@
 import { openSync, readFileSync, writeFileSync } from "node:fs";
+import { constants } from "node:os";
 import { describe, expect, test } from "vitest";
 import { OnceWriter } from "../../../src/os/file-write-once.ts";
 import { RealFiles } from "../../../src/os/files.ts";
@@ -7,6 +8,7 @@ import { NativeCalls } from "../../../src/os/native-calls.ts";
 import { pattern } from "../../support/patterns.ts";
 import { tempDir } from "../../support/temp-dir.ts";
 
+const { EIO } = constants.errno;
 const MIB = 1024 * 1024;
 const loaded = loadNative({ disabled: false });
 
@@ -40,40 +42,50 @@ describe("writes of what nobody will read soon", () => {
     await expect(file.write(0, Buffer.alloc(MIB), { once: true })).rejects.toMatchObject({ code: "EBADF" });
   });
 
-  test.skipIf(loaded.state === "off")(
-    "leave the page cache after a sync where the kernel does not see to it",
-    async () => {
-      if (loaded.state === "off") return;
+  describe.skipIf(loaded.state === "off")("through the kernel's calls", () => {
+    const native = (): NativeCalls => {
+      if (loaded.state === "off") throw new Error("there is no native");
+      return new NativeCalls(loaded.native);
+    };
+    const write = (writer: OnceWriter, offset: number) =>
+      new Promise<Error | null>((resolve) => writer.write(offset, pattern(offset, MIB), resolve));
+
+    test("are written back before they count as done, and leave the page cache where the kernel does not see to it", async () => {
       using dir = tempDir();
-      const path = dir.file("image");
-      writeFileSync(path, Buffer.alloc(0));
-      const calls = new NativeCalls(loaded.native);
-      const fd = openSync(path, "r+");
-      const dropped: [number, number][] = [];
+      writeFileSync(dir.file("image"), Buffer.alloc(0));
+      const calls = native();
+      const told: string[] = [];
+      const { writeOut } = calls;
+      calls.writeOut = (fd, offset, length) => {
+        told.push(`out ${offset}+${length}`);
+        return writeOut.call(calls, fd, offset, length);
+      };
       calls.dropCached = async (_fd, offset, length) => {
-        dropped.push([offset, length]);
+        told.push(`drop ${offset}+${length}`);
         return 0;
       };
-      const writer = new OnceWriter(fd, calls, false);
-      const write = (offset: number) =>
-        new Promise<Error | null>((resolve) => writer.write(offset, pattern(offset, MIB), resolve));
-      expect([await write(0), await write(MIB), await write(4 * MIB)]).toEqual([null, null, null]);
-      const synced = writer.syncStarts();
-      // Written while the sync runs: not clean when it ends.
-      await write(8 * MIB);
-      expect(dropped).toEqual([]);
-      synced();
-      expect(dropped).toEqual([
-        [0, 2 * MIB],
-        [4 * MIB, MIB],
-      ]);
-      writer.syncStarts()();
-      expect(dropped.at(-1)).toEqual([8 * MIB, MIB]);
-      expect(
-        readFileSync(path)
-          .subarray(0, 2 * MIB)
-          .equals(pattern(0, 2 * MIB)),
-      ).toBe(true);
-    },
-  );
+      const writer = new OnceWriter(openSync(dir.file("image"), "r+"), calls, false);
+      expect(await write(writer, MIB)).toBeNull();
+      expect(told).toEqual([`out ${MIB}+${MIB}`, `drop ${MIB}+${MIB}`]);
+      expect(readFileSync(dir.file("image")).subarray(MIB).equals(pattern(MIB, MIB))).toBe(true);
+    });
+
+    test("are two at a time, and fail when their write-back does", async () => {
+      using dir = tempDir();
+      writeFileSync(dir.file("image"), Buffer.alloc(0));
+      const calls = native();
+      const held: ((result: number) => void)[] = [];
+      calls.writeOut = () => new Promise((resolve) => held.push(resolve));
+      const writer = new OnceWriter(openSync(dir.file("image"), "r+"), calls);
+      const writes = [0, 1, 2, 3].map((index) => write(writer, index * MIB));
+      await expect.poll(() => held.length).toBe(2);
+      held.shift()?.(-EIO);
+      await expect.poll(() => held.length).toBe(2);
+      for (const release of held.splice(0)) release(0);
+      await expect.poll(() => held.length).toBe(1);
+      held[0]?.(0);
+      const outcomes = await Promise.all(writes);
+      expect(outcomes.filter((error) => error !== null)).toMatchObject([{ code: "EIO" }]);
+    });
+  });
 });

@@ -2,11 +2,12 @@
 import { BlockError } from "../../../src/block/error.ts";
 import type { Extent } from "../../../src/block/extents.ts";
 import { NO_CHAOS } from "../../../src/env/chaos.ts";
+import type { ClusterRange } from "../../../src/stream/cluster-range.ts";
 import { SourceAnsweredError } from "../../../src/stream/errors.ts";
 import type { HydrationSource, HydrationTarget } from "../../../src/stream/hydration-parts.ts";
 import { Hydrator } from "../../../src/stream/hydrator.ts";
+import type { Order } from "../../../src/stream/order.ts";
 import type { SourceState } from "../../../src/stream/source-session.ts";
-import type { ClusterRange } from "../../../src/stream/units.ts";
 import { Scheduler, SimClock } from "../../sim/scheduler.ts";
 import { Prng, runSeed } from "../../support/seed.ts";
 
@@ -135,6 +136,8 @@ interface RigOptions {
   readonly zeroFrom?: number;
   readonly windowUnits?: number;
   readonly rate?: number;
+  readonly orders?: readonly Order[];
+  readonly avoid?: (range: ClusterRange) => number | undefined;
 }
 
 export function begin({ clusters, zeroFrom = clusters, ...options }: RigOptions) {

@@ -3,9 +3,10 @@ import { BlockError } from "../../../src/block/error.ts";
 import type { Extent } from "../../../src/block/extents.ts";
 import { MemoryDevice } from "../../../src/block/memory.ts";
 import { NO_CHAOS } from "../../../src/env/chaos.ts";
+import type { ClusterRange } from "../../../src/stream/cluster-range.ts";
 import { SourceAnsweredError } from "../../../src/stream/errors.ts";
 import { FailedRanges } from "../../../src/stream/failed-ranges.ts";
-import { type ClusterRange, type Unit, unitsOf } from "../../../src/stream/units.ts";
+import { type Unit, unitsOf } from "../../../src/stream/units.ts";
 import { pattern } from "../../support/patterns.ts";
 import { itSeeded } from "../../support/seed.ts";
 

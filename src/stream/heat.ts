@@ -1,0 +1,118 @@
+/**
+ * Which regions of a disk are used: a counter a region, of the bytes read or written, whose weight halves in `halfLifeMs`.
+ * Memory is bounded: when there are too many regions the coldest are forgotten. What is kept can be sent elsewhere as
+ * plain data, and hydration there follows it.
+ */
+import type { Clock } from "../env/clock.ts";
+import { type ByteRange, ListedOrder, type Order } from "./order.ts";
+
+const REGION_BYTES_DEFAULT = 1024 * 1024;
+const HALF_LIFE_MS_DEFAULT = 600_000;
+const REGIONS_MAX_DEFAULT = 65_536;
+/** Of all regions, that stay when there are too many. */
+const KEPT_PART = 0.75;
+
+/** As JSON or msgpack; hottest first. `regions` holds pairs: the number of a region, its heat. */
+export interface HeatSnapshot {
+  readonly version: 1;
+  readonly regionBytes: number;
+  readonly regions: readonly (readonly [region: number, heat: number])[];
+}
+
+export interface HeatOptions {
+  readonly regionBytes?: number;
+  readonly halfLifeMs?: number;
+  readonly regionsMax?: number;
+}
+
+interface Counter {
+  /** As of `atMs`. */
+  heat: number;
+  atMs: number;
+}
+
+export class HeatMap {
+  readonly #clock: Pick<Clock, "nowMs">;
+  readonly #regionBytes: number;
+  readonly #halfLifeMs: number;
+  readonly #regionsMax: number;
+  readonly #counters = new Map<number, Counter>();
+
+  constructor(clock: Pick<Clock, "nowMs">, options: HeatOptions = {}) {
+    this.#clock = clock;
+    this.#regionBytes = options.regionBytes ?? REGION_BYTES_DEFAULT;
+    this.#halfLifeMs = options.halfLifeMs ?? HALF_LIFE_MS_DEFAULT;
+    this.#regionsMax = options.regionsMax ?? REGIONS_MAX_DEFAULT;
+  }
+
+  get regions(): number {
+    return this.#counters.size;
+  }
+
+  touch(offset: number, length: number): void {
+    const nowMs = this.#clock.nowMs();
+    for (let at = offset; at < offset + length; ) {
+      const region = Math.floor(at / this.#regionBytes);
+      const end = Math.min((region + 1) * this.#regionBytes, offset + length);
+      this.#add(region, end - at, nowMs);
+      at = end;
+    }
+  }
+
+  heatOf(offset: number): number {
+    const counter = this.#counters.get(Math.floor(offset / this.#regionBytes));
+    return counter === undefined ? 0 : this.#decayed(counter, this.#clock.nowMs());
+  }
+
+  /** The hottest regions, at most so many. */
+  snapshot(countMax = this.#regionsMax): HeatSnapshot {
+    const nowMs = this.#clock.nowMs();
+    const all = [...this.#counters].map(([region, counter]) => [region, this.#decayed(counter, nowMs)] as const);
+    const regions = all.sort(hottestFirst).slice(0, countMax);
+    return { version: 1, regionBytes: this.#regionBytes, regions };
+  }
+
+  #add(region: number, bytes: number, nowMs: number): void {
+    const counter = this.#counters.get(region);
+    if (counter !== undefined) {
+      counter.heat = this.#decayed(counter, nowMs) + bytes;
+      counter.atMs = nowMs;
+      return;
+    }
+    if (this.#counters.size >= this.#regionsMax) this.#forgetColdest(nowMs);
+    this.#counters.set(region, { heat: bytes, atMs: nowMs });
+  }
+
+  #decayed({ heat, atMs }: Counter, nowMs: number): number {
+    return heat * 2 ** ((atMs - nowMs) / this.#halfLifeMs);
+  }
+
+  /** A quarter of them at once, so that it costs little per region. */
+  #forgetColdest(nowMs: number): void {
+    const all = [...this.#counters].map(([region, counter]) => [region, this.#decayed(counter, nowMs)] as const);
+    for (const [region] of all.sort(hottestFirst).slice(Math.floor(this.#regionsMax * KEPT_PART))) {
+      this.#counters.delete(region);
+    }
+  }
+}
+
+/** The order of a snapshot. What a peer has sent is checked: throws `RangeError`. */
+export function heatOrder(
+  snapshot: HeatSnapshot,
+  disk: { readonly clusterBytes: number; readonly sizeBytes: number },
+): Order {
+  const { regionBytes, regions } = snapshot;
+  if (!(Number.isSafeInteger(regionBytes) && regionBytes >= 512)) throw new RangeError("bad size of a region");
+  const ranges = [...regions].sort(hottestFirst).map(([region]): ByteRange => {
+    if (!(Number.isSafeInteger(region) && region >= 0)) throw new RangeError("bad number of a region");
+    return { offset: region * regionBytes, length: regionBytes };
+  });
+  return new ListedOrder(ranges, disk);
+}
+
+type Hot = readonly [region: number, heat: number];
+
+/** Regions that are equally hot in ascending order. */
+function hottestFirst([regionA, heatA]: Hot, [regionB, heatB]: Hot): number {
+  return heatB - heatA || regionA - regionB;
+}
