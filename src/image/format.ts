@@ -5,6 +5,7 @@
 import { extname } from "node:path";
 import { ImageOpenError } from "./errors.ts";
 import type { Image, ImageEnv, OpenImageOptions } from "./image.ts";
+import { openQcow2 } from "./qcow2/open.ts";
 import { openQed } from "./qed/open.ts";
 import { openRaw } from "./raw.ts";
 export interface ImageFormat {
@@ -23,7 +24,7 @@ const RAW: ImageFormat = { name: "raw", extensions: [".raw", ".img", ".iso"], fl
 export const IMAGE_FORMATS: readonly ImageFormat[] = [
   RAW,
   { name: "qed", extensions: [".qed"], flat: false, open: openQed },
-  { name: "qcow2", extensions: [".qcow2", ".qcow"], flat: false },
+  { name: "qcow2", extensions: [".qcow2", ".qcow"], flat: false, open: openQcow2 },
 ];
 
 export interface FormatChoice {

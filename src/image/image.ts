@@ -36,6 +36,13 @@ export interface ImageRun {
   readonly offset?: number;
 }
 
+/** What a format says of itself besides, in its own words, as `qemu-img info` has them and in its order. */
+export interface FormatDetails {
+  readonly type: string;
+  /** By name in JSON, with "-" between words. */
+  readonly data: Readonly<Record<string, string | number | boolean>>;
+}
+
 export interface Image extends BlockDevice {
   /** What the image lives in. */
   readonly storage: "regular" | "block-device";
@@ -44,6 +51,7 @@ export interface Image extends BlockDevice {
   /** Of formats that have clusters. */
   readonly clusterBytes?: number;
   readonly backingReference?: BackingReference | undefined;
+  readonly formatDetails?: FormatDetails;
   /** What the image's tables say, at least one run: absent where byte n of the device is byte n of the file. */
   runs?(offset: number, length: number): Promise<ImageRun[]>;
   /** Storage that the image takes, in bytes; 0 for a block device. */

@@ -1,7 +1,7 @@
 /** `image info`: what `qemu-img info` tells, in its words and in its order. Takes no lock and changes nothing. */
 import type { Env } from "../env/env.ts";
 import { openImage } from "./format.ts";
-import type { BackingReference } from "./image.ts";
+import type { BackingReference, FormatDetails } from "./image.ts";
 
 export interface ImageQuery {
   readonly path: string;
@@ -23,6 +23,7 @@ export interface ImageInfo {
   readonly clusterBytes?: number;
   /** What the image says it lies over: shown, never opened. */
   readonly backing?: BackingReference;
+  readonly details?: FormatDetails;
 }
 
 /** Throws `ImageOpenError`. */
@@ -30,7 +31,7 @@ export async function imageInfo(env: Pick<Env, "files">, query: ImageQuery): Pro
   const looking = { readOnly: true, lock: false, backing: "absent" } as const;
   const { image, format, notice } = await openImage(env, { ...query, ...looking });
   await using _ = image;
-  const { clusterBytes, backingReference } = image;
+  const { clusterBytes, backingReference, formatDetails } = image;
   return {
     path: query.path,
     format: format.name,
@@ -40,6 +41,7 @@ export async function imageInfo(env: Pick<Env, "files">, query: ImageQuery): Pro
     dirty: image.dirty,
     ...(clusterBytes !== undefined && { clusterBytes }),
     ...(backingReference !== undefined && { backing: backingReference }),
+    ...(formatDetails !== undefined && { details: formatDetails }),
   };
 }
 
@@ -59,12 +61,17 @@ export function renderInfo(info: ImageInfo): string {
     lines.push(`backing file: ${onOneLine(name)}${full === name ? "" : ` (actual path: ${onOneLine(full)})`}`);
     if (format !== undefined) lines.push(`backing file format: ${format}`);
   }
+  if (info.details !== undefined) {
+    lines.push("Format specific information:");
+    for (const [name, value] of Object.entries(info.details.data))
+      lines.push(`    ${name.replaceAll("-", " ")}: ${value}`);
+  }
   return `${lines.join("\n")}\n`;
 }
 
 /** The form of `qemu-img info --output=json`. */
 export function renderInfoJson(info: ImageInfo): string {
-  const { backing, clusterBytes } = info;
+  const { backing, clusterBytes, details } = info;
   const fields = {
     ...(backing?.format !== undefined && { "backing-filename-format": backing.format }),
     "virtual-size": info.virtualBytes,
@@ -72,6 +79,7 @@ export function renderInfoJson(info: ImageInfo): string {
     ...(clusterBytes !== undefined && { "cluster-size": clusterBytes }),
     format: info.format,
     "actual-size": info.diskBytes,
+    ...(details !== undefined && { "format-specific": { type: details.type, data: details.data } }),
     ...(backing !== undefined && { "full-backing-filename": fullBackingName(info.path, backing.name) }),
     ...(backing !== undefined && { "backing-filename": backing.name }),
     "dirty-flag": info.dirty,

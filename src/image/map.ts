@@ -86,7 +86,10 @@ export async function* renderMapJson(entries: AsyncIterable<MapEntry>): AsyncGen
 export async function* renderMap(entries: AsyncIterable<MapEntry>, path: string): AsyncGenerator<string, void, void> {
   yield `${["Offset", "Length", "Mapped to"].map(column).join("")}File\n`;
   for await (const { start, length, zero, data, offset } of entries) {
-    if (data && !zero) yield `${[start, length, offset ?? 0].map(hex).map(column).join("")}${path}\n`;
+    if (!data || zero) continue;
+    // What is compressed has no place of its own.
+    const place = offset === undefined ? "-" : hex(offset);
+    yield `${[hex(start), hex(length), place].map(column).join("")}${path}\n`;
   }
 }
 

@@ -23,6 +23,11 @@ export interface CheckReport {
   readonly corruptionsFixed: number;
   /** Tables that could not be read or repaired. */
   readonly checkErrors: number;
+  readonly leaksFixed?: number;
+  /** Of those that are allocated. */
+  readonly compressedClusters?: number;
+  /** Behind the last cluster in use, in bytes. */
+  readonly imageEndOffset?: number;
   /** The first wrong entries. */
   readonly badEntries: readonly BadEntry[];
 }

@@ -68,6 +68,15 @@ export class ImageFile {
     if (count !== into.length) throw new BlockError("io", `${this.path} ends at ${offset + count}: bytes are missing`);
   }
 
+  /** As `read`; what lies behind the end of the file reads as zeroes. */
+  async readPadded(offset: number, into: Uint8Array): Promise<void> {
+    try {
+      into.fill(0, await this.file.read(offset, into));
+    } catch (error) {
+      throw blockErrorFrom(error);
+    }
+  }
+
   /** As `write`, if it can be done at once: the length, or −1. */
   writeNow(offset: number, from: Uint8Array): number {
     if (this.#latch.latched) return -1;
@@ -124,6 +133,19 @@ export class ImageFile {
       this.#wantedBytes = Math.max(this.#wantedBytes, endBytes);
       this.#growing ??= this.#growOnce();
       await this.#growing;
+    }
+  }
+
+  /** Cuts off what nothing refers to. Nobody may write or grow the file meanwhile. */
+  async shrink(endBytes: number): Promise<void> {
+    if (this.#sizeBytes <= endBytes) return;
+    this.#latch.check();
+    try {
+      await this.file.truncate(endBytes);
+      this.#sizeBytes = endBytes;
+      this.#wantedBytes = endBytes;
+    } catch (error) {
+      throw this.#latch.writeFailed(error);
     }
   }
 

@@ -18,11 +18,18 @@ export function renderCheck(report: CheckReport): string {
     const allocated = percent(allocatedClusters, totalClusters);
     const fragmented = percent(fragmentedClusters, allocatedClusters);
     const share = `${allocatedClusters}/${totalClusters} = ${allocated} allocated`;
-    lines.push(`${share}, ${fragmented} fragmented, 0.00% compressed clusters`);
+    const compressed = percent(report.compressedClusters ?? 0, allocatedClusters);
+    lines.push(`${share}, ${fragmented} fragmented, ${compressed} compressed clusters`);
   }
+  if (report.imageEndOffset !== undefined) lines.push(`Image end offset: ${report.imageEndOffset}`);
   return lines.map((line) => `${line}\n`).join("");
 }
 
+/** Two digits, rounded as C does it: what lies exactly between two goes to the even one. */
 function percent(part: number, whole: number): string {
-  return `${((100 * part) / whole).toFixed(2)}%`;
+  const value = (100 * part) / whole;
+  const hundredths = 100 * value;
+  const below = Math.floor(hundredths);
+  const isBetween = hundredths - below === 0.5;
+  return `${(isBetween ? (below + (below % 2)) / 100 : value).toFixed(2)}%`;
 }

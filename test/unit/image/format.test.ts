@@ -33,10 +33,11 @@ test("a format that nobody knows is refused with the names of those that are kno
 });
 
 test("formats that this build cannot open are refused before anything is opened", async () => {
-  for (const name of IMAGE_FORMATS.filter((format) => format.open === undefined).map((format) => format.name)) {
+  const formats: ImageFormat[] = [...IMAGE_FORMATS, { name: "vmdk", extensions: [".vmdk"], flat: false }];
+  for (const name of formats.filter((format) => format.open === undefined).map((format) => format.name)) {
     const files = new FakeFiles();
     files.add(`/vm/a.${name}`, 65_536);
-    const attempt = openImage({ files }, { path: `/vm/a.${name}`, readOnly: true });
+    const attempt = openImage({ files }, { path: `/vm/a.${name}`, readOnly: true, formats });
     await expect(attempt).rejects.toMatchObject({
       name: "ImageOpenError",
       code: "unsupported-format",

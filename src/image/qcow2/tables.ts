@@ -1,0 +1,313 @@
+/**
+ * The two levels of tables of an open qcow2 image: which cluster is where. The L1 table is held as far as the disk's size
+ * needs it (32 MiB at most); L2 tables are cached in slices.
+ *
+ * An entry is checked once, when it is loaded. In an image that was not closed cleanly a wrong one is what a crash left:
+ * it reads as unallocated. In one that was closed cleanly it is corruption: whoever needs it gets `ImageCorruptError`.
+ */
+import { ImageCorruptError } from "../tables/corrupt-error.ts";
+import type { ImageFile } from "../tables/image-file.ts";
+import { SliceCache } from "../tables/slice-cache.ts";
+import { u64FromHalves } from "../tables/u64.ts";
+import { readU64BE } from "../tables/u64-big.ts";
+import { CORRUPT_HIGH, decodeEntry, type Entry, QCOW2_ENTRY_BYTES, standardEntry } from "./entries.ts";
+import type { EntryRules } from "./entry-rules.ts";
+import type { Qcow2Geometry } from "./header.ts";
+
+const SLICE_BYTES_MAX = 16 * 1024;
+/** What a slice takes besides its entries. */
+const SLICE_OVERHEAD_BYTES = 512;
+const L1_READ_BYTES = 256 * 1024;
+/** What cached slices may take. */
+export const QCOW2_CACHE_BYTES = 32 * 1024 * 1024;
+/** In `#l1`: something else may refer to the table as well. Its offset is a multiple of 512. */
+const SHARED = 1;
+const HALF_FLAGS = 0xff00_0000;
+
+/** A range of the disk of which one thing is true. */
+export interface Run {
+  kind: "data" | "zero" | "unallocated" | "compressed";
+  length: number;
+  /** Where in the file it is. Of zeroes: the place that is kept for them, or 0. Of a compressed cluster: its first byte. */
+  fileOffset: number;
+  /** Nothing else refers to that place. */
+  copied: boolean;
+  /** Of a compressed cluster: how much of the file may be part of it. */
+  compressedBytes: number;
+}
+
+export function newRun(): Run {
+  return { kind: "unallocated", length: 0, fileOffset: 0, copied: false, compressedBytes: 0 };
+}
+
+/** What the entries of some clusters become: with `zero` they read as zeroes; offset 0: without a place of their own. */
+export interface EntryChange {
+  /** Of the first cluster. */
+  readonly offset: number;
+  readonly zero: boolean;
+}
+
+export interface Qcow2TablesParts {
+  readonly file: ImageFile;
+  readonly geometry: Qcow2Geometry;
+  readonly rules: EntryRules;
+  /** The image was not closed cleanly. */
+  readonly dirty: boolean;
+  readonly cacheBytes?: number | undefined;
+}
+
+export class Qcow2Tables {
+  readonly #parts: Qcow2TablesParts;
+  readonly #geometry: Qcow2Geometry;
+  /** 0: none; NaN: wrong; otherwise the table's offset, plus `SHARED`. */
+  readonly #l1: Float64Array;
+  readonly #sliceBytes: number;
+  readonly #sliceEntries: number;
+  /** Two words for each entry, the upper one first. */
+  readonly #slices: SliceCache<Uint32Array>;
+
+  private constructor(parts: Qcow2TablesParts, l1: Float64Array) {
+    const { geometry, cacheBytes = QCOW2_CACHE_BYTES } = parts;
+    this.#parts = parts;
+    this.#geometry = geometry;
+    this.#l1 = l1;
+    this.#sliceBytes = Math.min(geometry.clusterBytes, SLICE_BYTES_MAX);
+    this.#sliceEntries = this.#sliceBytes / QCOW2_ENTRY_BYTES;
+    this.#slices = new SliceCache({
+      slicesMax: Math.max(1, Math.floor(cacheBytes / (this.#sliceBytes + SLICE_OVERHEAD_BYTES))),
+      load: (key) => this.#loadSlice(key),
+    });
+  }
+
+  /** Reads the L1 table; with `blocks`, the refcount blocks, tells `rules` where tables are. */
+  static async load(parts: Qcow2TablesParts, blocks: Float64Array = new Float64Array(0)): Promise<Qcow2Tables> {
+    const { rules, dirty } = parts;
+    const l1 = await readL1(parts.file, parts.geometry);
+    let inUse = 0;
+    // Indexed: it may have millions of entries.
+    for (let index = 0; index < l1.length; index++) if (l1[index] !== 0) inUse += 1;
+    const offsets = new Float64Array(blocks.length + inUse);
+    offsets.set(blocks);
+    let next = blocks.length;
+    for (let index = 0; index < l1.length && inUse > 0; index++) {
+      const entry = l1[index] ?? 0;
+      if (entry === 0) continue;
+      const offset = entry - (entry % 2);
+      if (rules.isTable(offset)) offsets[next++] = offset;
+      else l1[index] = dirty ? 0 : Number.NaN;
+    }
+    rules.setTables(offsets.subarray(0, next));
+    return new Qcow2Tables(parts, l1);
+  }
+
+  get cachedBytes(): number {
+    return this.#slices.size * this.#sliceBytes;
+  }
+
+  /** What `offset` is part of, for at most `length` bytes. False: the table is not cached. Throws `ImageCorruptError`. */
+  lookupNow(offset: number, length: number, run: Run): boolean {
+    const { clusterBytes, tableEntries, l2Covers } = this.#geometry;
+    const l1Index = Math.floor(offset / l2Covers);
+    const l2Offset = this.#l2Offset(l1Index);
+    if (l2Offset === 0) {
+      setRun(run, { kind: "unallocated" }, Math.min(length, (l1Index + 1) * l2Covers - offset));
+      return true;
+    }
+    const cluster = Math.floor(offset / clusterBytes);
+    const index = cluster - l1Index * tableEntries;
+    const first = index % this.#sliceEntries;
+    const key = l2Offset + (index - first) * QCOW2_ENTRY_BYTES;
+    const slice = this.#slices.peek(key);
+    if (slice === undefined) return false;
+    this.#measure(slice, first, { run, within: offset - cluster * clusterBytes, length, key });
+    return true;
+  }
+
+  /** As `lookupNow`, loading the table if need be. */
+  async lookup(offset: number, length: number, run: Run): Promise<void> {
+    while (!this.lookupNow(offset, length, run)) {
+      const key = this.#sliceOf(Math.floor(offset / this.#geometry.clusterBytes));
+      await this.#slices.pin(key);
+      // While it is pinned, nobody's need of another slice can take it away again.
+      const found = this.lookupNow(offset, length, run);
+      this.#slices.unpin(key);
+      if (found) return;
+    }
+  }
+
+  /** Whether there is an L2 table for the cluster. Throws `ImageCorruptError` if there is one that cannot be changed. */
+  hasL2(cluster: number): boolean {
+    const index = this.l1IndexOf(cluster);
+    const offset = this.#l2Offset(index);
+    if (offset === 0 || this.#l1[index] === offset) return offset !== 0;
+    const why = "is not marked as the only one of its table, and there are no snapshots";
+    throw new ImageCorruptError(this.#parts.file.path, { field: "L1 table entry", at: this.#l1At(index), why });
+  }
+
+  l1IndexOf(cluster: number): number {
+    return Math.floor(cluster / this.#geometry.tableEntries);
+  }
+
+  /** Puts a new, empty L2 table into the L1 table, in the file first. */
+  async addL2(l1Index: number, l2Offset: number): Promise<void> {
+    const { file, rules } = this.#parts;
+    await file.write(this.#l1At(l1Index), encode([standardEntry(l2Offset, false)]));
+    this.#l1[l1Index] = l2Offset;
+    rules.addTable(l2Offset);
+  }
+
+  /** Sets the entries of `count` clusters, in the file first. Their L2 tables must be there. */
+  async update(cluster: number, count: number, { offset, zero }: EntryChange): Promise<void> {
+    const step = offset === 0 ? 0 : this.#geometry.clusterBytes;
+    for (let done = 0; done < count; ) {
+      const first = cluster + done;
+      const index = (first % this.#geometry.tableEntries) % this.#sliceEntries;
+      const some = Math.min(count - done, this.#sliceEntries - index);
+      const entries = Array.from({ length: some }, (_, i) => standardEntry(offset + (done + i) * step, zero));
+      await this.#updateSlice(first, entries);
+      done += some;
+    }
+  }
+
+  async #updateSlice(cluster: number, entries: readonly { high: number; low: number }[]): Promise<void> {
+    const key = this.#sliceOf(cluster);
+    const index = (cluster % this.#geometry.tableEntries) % this.#sliceEntries;
+    const slice = await this.#slices.pin(key);
+    try {
+      await this.#parts.file.write(key + index * QCOW2_ENTRY_BYTES, encode(entries));
+      for (const [i, { high, low }] of entries.entries()) {
+        slice[2 * (index + i)] = high;
+        slice[2 * (index + i) + 1] = low;
+      }
+    } finally {
+      this.#slices.unpin(key);
+    }
+  }
+
+  /** The slice's key: where in the file the cluster's entry is, rounded down to slices. */
+  #sliceOf(cluster: number): number {
+    const index = cluster % this.#geometry.tableEntries;
+    return this.#l2Offset(this.l1IndexOf(cluster)) + (index - (index % this.#sliceEntries)) * QCOW2_ENTRY_BYTES;
+  }
+
+  #l1At(index: number): number {
+    return this.#geometry.l1Offset + index * QCOW2_ENTRY_BYTES;
+  }
+
+  #l2Offset(l1Index: number): number {
+    const value = this.#l1[l1Index] ?? 0;
+    if (Number.isNaN(value)) throw this.#corrupt("L1 table entry", this.#l1At(l1Index));
+    return value - (value % 2);
+  }
+
+  /** As many clusters from entry `first` of the slice on as belong together. */
+  #measure(
+    slice: Uint32Array,
+    first: number,
+    { run, within, length, key }: { run: Run; within: number; length: number; key: number },
+  ): void {
+    const { clusterBytes, clusterBits } = this.#geometry;
+    const [high = 0, low = 0] = [slice[2 * first], slice[2 * first + 1]];
+    const entry = decodeEntry(high, low, clusterBits);
+    if (entry.kind === "corrupt") throw this.#corrupt("L2 table entry", key + first * QCOW2_ENTRY_BYTES);
+    const wanted = within + length;
+    let covered = clusterBytes;
+    if (entry.kind !== "compressed") {
+      const step = entry.kind === "unallocated" || entry.offset === 0 ? 0 : clusterBytes;
+      for (let i = first + 1; covered < wanted && i < this.#sliceEntries; i++) {
+        const value = u64FromHalves(low, high & ~HALF_FLAGS) + (i - first) * step;
+        const [nextHigh = 0, nextLow = 0] = [slice[2 * i], slice[2 * i + 1]];
+        if (((nextHigh ^ high) & HALF_FLAGS) !== 0 || u64FromHalves(nextLow, nextHigh & ~HALF_FLAGS) !== value) break;
+        covered += clusterBytes;
+      }
+    }
+    setRun(run, entry, Math.min(covered - within, length));
+    if (run.fileOffset !== 0 && entry.kind !== "compressed") run.fileOffset += within;
+  }
+
+  async #loadSlice(key: number): Promise<Uint32Array> {
+    const bytes = Buffer.allocUnsafe(this.#sliceBytes);
+    await this.#parts.file.readPadded(key, bytes);
+    const slice = new Uint32Array(2 * this.#sliceEntries);
+    const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
+    for (let i = 0; i < slice.length; i += 2) {
+      const [high, low] = [view.getUint32(4 * i), view.getUint32(4 * i + 4)];
+      const isGood = (high === 0 && low === 0) || this.#isGood(decodeEntry(high, low, this.#geometry.clusterBits));
+      slice[i] = isGood ? high : this.#parts.dirty ? 0 : CORRUPT_HIGH;
+      slice[i + 1] = isGood ? low : 0;
+    }
+    return slice;
+  }
+
+  #isGood(entry: Entry): boolean {
+    return isGoodEntry(entry, this.#parts.rules, this.#geometry);
+  }
+
+  #corrupt(field: string, at: number): ImageCorruptError {
+    const why = "points to no place where it may";
+    return new ImageCorruptError(this.#parts.file.path, { field, at, why });
+  }
+}
+
+/** Whether an entry may be in an L2 table of such an image. */
+export function isGoodEntry(entry: Entry, rules: EntryRules, { version }: Qcow2Geometry): boolean {
+  switch (entry.kind) {
+    case "unallocated":
+      return true;
+    case "corrupt":
+      return false;
+    case "compressed":
+      return rules.isCompressed(entry.offset);
+    case "zero":
+      return version >= 3 && (entry.offset === 0 || rules.isData(entry.offset));
+    case "data":
+      return rules.isData(entry.offset);
+  }
+}
+
+async function readL1(file: ImageFile, { l1Entries, l1Offset }: Qcow2Geometry): Promise<Float64Array> {
+  const l1 = new Float64Array(l1Entries);
+  const buffer = Buffer.allocUnsafeSlow(Math.min(L1_READ_BYTES, l1Entries * QCOW2_ENTRY_BYTES));
+  for (let index = 0; index < l1Entries; ) {
+    const count = Math.min(l1Entries - index, buffer.length / QCOW2_ENTRY_BYTES);
+    const bytes = buffer.subarray(0, count * QCOW2_ENTRY_BYTES);
+    await file.read(l1Offset + index * QCOW2_ENTRY_BYTES, bytes);
+    const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
+    for (let i = 0; i < count; i++) l1[index + i] = decodeL1Entry(view, i * QCOW2_ENTRY_BYTES);
+    index += count;
+  }
+  return l1;
+}
+
+/** 0: no table. Otherwise its offset, plus `SHARED` unless the entry is marked as the only one; 2: reserved bits are set. */
+export function decodeL1Entry(view: DataView, at: number): number {
+  const high = view.getUint32(at);
+  const offset = readU64BE(view, at);
+  if (offset === 0) return 0;
+  if ((high & 0x7f00_0000) !== 0 || (view.getUint32(at + 4) & 0x1ff) !== 0) return 2;
+  const place = u64FromHalves(view.getUint32(at + 4), high & 0x00ff_ffff);
+  if (place === 0 || place === Infinity) return 2;
+  return place + ((high & 0x8000_0000) === 0 ? SHARED : 0);
+}
+
+function encode(entries: readonly { high: number; low: number }[]): Buffer {
+  const bytes = Buffer.alloc(entries.length * QCOW2_ENTRY_BYTES);
+  for (const [i, { high, low }] of entries.entries()) {
+    bytes.writeUInt32BE(high, i * QCOW2_ENTRY_BYTES);
+    bytes.writeUInt32BE(low, i * QCOW2_ENTRY_BYTES + 4);
+  }
+  return bytes;
+}
+
+function setRun(run: Run, entry: Entry, length: number): void {
+  run.length = length;
+  run.fileOffset = 0;
+  run.copied = false;
+  run.compressedBytes = 0;
+  if (entry.kind === "corrupt") return;
+  run.kind = entry.kind;
+  if (entry.kind === "unallocated") return;
+  run.fileOffset = entry.offset;
+  if (entry.kind === "compressed") run.compressedBytes = entry.length;
+  else run.copied = entry.copied;
+}
