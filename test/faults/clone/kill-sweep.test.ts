@@ -114,13 +114,19 @@ async function killPoint(syscall: string, nth: number): Promise<boolean> {
   using folder = tempDir();
   const oracle = new Oracle({ sizeBytes: SIZE_BYTES, cellBytes: CELL_BYTES });
   writeFileSync(folder.file("source.raw"), oracle.baseContent());
-  await using source = await nbdkitIn(folder, "-r", "file", folder.file("source.raw"));
+  const serveSource = () => nbdkitIn(folder, "-r", "file", folder.file("source.raw"));
   const place = {
     source: `nbd+unix:///?socket=${folder.file("nbd")}`,
     image: folder.file("disk.raw"),
     socket: folder.file("s"),
   };
-  const killed = await killedAt(place, oracle, { syscall, nth, rng });
+  let killed: boolean;
+  {
+    await using _ = await serveSource();
+    killed = await killedAt(place, oracle, { syscall, nth, rng });
+  }
+  // A new one: nbdkit has been seen to end when its client is killed while it connects.
+  await using source = await serveSource();
 
   await using next = await startClone({ ...place, flags: ["--rate", "4M"] });
   oracle.recover("process-kill", await wholeDisk(next));
