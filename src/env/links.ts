@@ -10,6 +10,12 @@ export type Address =
 export interface ByteSink {
   /** `bytes` are valid until the call returns: they live in a receive buffer that is used again. */
   onBytes(bytes: Uint8Array): void;
+  /**
+   * Where the next bytes are wanted, for whoever can use a long run of them nowhere else; not empty. A stream that can
+   * puts them there and passes just these to `onBytes`, so that nothing needs to be copied; one that cannot (TLS, a
+   * simulated one) passes any bytes as ever. Asked again after every `onBytes`; the memory stays the sink's.
+   */
+  receiveInto?(): Uint8Array | undefined;
   /** The peer has finished sending. Not called while the stream is paused. */
   onEnd(): void;
   /** The stream is gone; called exactly once, last. `error` is absent after an orderly close. */

@@ -2,13 +2,13 @@
 import { connect, type NetConnectOpts, type Socket } from "node:net";
 import { FileError } from "../env/files.ts";
 import { type Address, type ByteStream, formatAddress, type Links } from "../env/links.ts";
-import { SocketStream, staticReceive } from "./stream.ts";
+import { receiveOption, SocketStream } from "./stream.ts";
 
 export const realLinks: Links = { dial };
 
 /** Connects to `address`; a `FileError` names the address and carries the POSIX code ("ECONNREFUSED", "ENOENT", …). */
 export async function dial(address: Address, signal?: AbortSignal): Promise<ByteStream> {
-  const receive = staticReceive();
+  const receive = receiveOption();
   const where = address.kind === "unix" ? { path: address.path } : { host: address.host, port: address.port };
   // Node's own types know `onread` for TCP only; it works for unix sockets alike.
   const socket = connect({ ...where, allowHalfOpen: true, onread: receive.onread } as NetConnectOpts);

@@ -3,7 +3,8 @@
  *
  * Receiving: every plain socket reads into one static buffer, shared by all sockets of the process: libuv fills it and
  * calls us before it reads from any other socket, and a sink may not keep the bytes. 2 GiB over loopback take 0.24 CPU
- * seconds so, against 0.59 with `data` events. Node offers that (`onread`) only when a socket is constructed, hence
+ * seconds so, against 0.59 with `data` events. A sink that waits for a long run of bytes names their place
+ * (`receiveInto`), and the kernel puts them there. Node offers that (`onread`) only when a socket is constructed, hence
  * `adoptAccepted` for accepted ones. TLS sockets deliver `data` events.
  *
  * Sending: while nothing is queued, straight to the kernel (`nowait-sender.ts`); what it does not take, and everything on
@@ -131,7 +132,12 @@ export class SocketStream implements ByteStream {
     return socket;
   }
 
-  /** @internal Bytes have arrived in the receive buffer. Returns false to make Node stop reading. */
+  /** @internal Where the next bytes go. */
+  get receiveBuffer(): Uint8Array {
+    return this.#sink?.receiveInto?.() ?? receiveBuffer;
+  }
+
+  /** @internal Bytes have arrived in the buffer that was named last. Returns false to make Node stop reading. */
   received(bytes: Uint8Array): boolean {
     this.#sink?.onBytes(bytes);
     return !this.#wantsPause;
@@ -176,12 +182,13 @@ export class SocketStream implements ByteStream {
   };
 }
 
-/** The `onread` option that makes a socket read into the static buffer; `bind` tells it where the bytes go. */
-export function staticReceive(): { onread: OnRead; bind(stream: SocketStream): void } {
+/** The `onread` option that makes a socket read where its stream says; `bind` tells it which one that is. */
+export function receiveOption(): { onread: OnRead; bind(stream: SocketStream): void } {
   let target: SocketStream | undefined;
   const onread: OnRead = {
-    buffer: receiveBuffer,
-    callback: (bytesRead) => target?.received(receiveBuffer.subarray(0, bytesRead)) ?? true,
+    // Node asks once when the socket is made, and after each callback.
+    buffer: () => target?.receiveBuffer ?? receiveBuffer,
+    callback: (bytesRead, buffer) => target?.received(buffer.subarray(0, bytesRead)) ?? true,
   };
   return {
     onread,
@@ -192,19 +199,19 @@ export function staticReceive(): { onread: OnRead; bind(stream: SocketStream): v
 }
 
 export interface OnRead {
-  buffer: Uint8Array;
+  buffer(): Uint8Array;
   callback(bytesRead: number, buffer: Uint8Array): boolean;
 }
 
 /**
- * Makes a stream with a static receive buffer of a socket that a server with `pauseOnConnect` has just accepted: its
+ * Makes a stream that reads into buffers of ours of a socket that a server with `pauseOnConnect` has just accepted: its
  * handle moves to a new socket, the old object is left empty.
  */
 export function adoptAccepted(accepted: Socket, peer: string): SocketStream {
   const shell = accepted as unknown as SocketWithHandle;
   const handle = shell._handle;
   shell._handle = null;
-  const receive = staticReceive();
+  const receive = receiveOption();
   const options = { handle, allowHalfOpen: true, onread: receive.onread };
   const socket = new Socket(options as unknown as SocketConstructorOpts);
   const stream = new SocketStream(socket, peer);

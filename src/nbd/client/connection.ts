@@ -84,6 +84,8 @@ export class NbdConnection {
     }
     this.#stream.attach({
       onBytes: (bytes) => this.#onBytes(bytes),
+      // What is under way there is a read of a request that is not settled: its buffer is ours.
+      receiveInto: () => (this.#lost === undefined ? this.#parser.wanted : undefined),
       onEnd: () => this.#onEnd(),
       onClose: (error) => this.#onClose(error),
       onDrain: () => this.#schedulePump(),

@@ -14,6 +14,10 @@
  * BLOCK_STATUS_EXT  0 u32 context   4 u32 n   then n times u64 length, u64 flags
  * ```
  *
+ * Long data go to the caller's buffer without passing through the receive buffer, where the stream can do that: `wanted`
+ * names the place. So that the data's beginning does not arrive together with the header, the header that follows upon
+ * long data is asked for alone.
+ *
  * Invariant: whatever breaks a rule throws `NbdProtocolError` before the request in question can be taken for done. A
  * parser that has thrown must not be used again.
  */
@@ -51,6 +55,8 @@ const ERROR_CHUNKS_MAX = 1024;
 const MAGIC_BYTES = 4;
 const OFFSET_BYTES = 8;
 const HOLE_BYTES = 12;
+/** Below this a copy costs less than another call of the kernel. */
+const LONG_DATA_BYTES = 64 * 1024;
 
 /** Requests by cookie. */
 export interface RequestTable {
@@ -83,10 +89,24 @@ export class ReplyParser {
   /** Read data still to come, and where in the caller's buffer it goes. */
   #dataLeft = 0;
   #dataAt = 0;
+  /** The last data chunk was a long one. */
+  #longData = false;
+  /** Takes a header and the offset behind it, when these are received alone. */
+  readonly #alone: Uint8Array;
 
   constructor(table: RequestTable, dialect: Dialect) {
     this.#table = table;
     this.#dialect = dialect;
+    this.#alone = new Uint8Array(
+      OFFSET_BYTES + (dialect === "extended" ? EXTENDED_REPLY_BYTES : STRUCTURED_REPLY_BYTES),
+    );
+  }
+
+  /** Where the next bytes are wanted, if that matters; see `ByteSink.receiveInto`. */
+  get wanted(): Uint8Array | undefined {
+    if (!this.#longData) return undefined;
+    if (this.#dataLeft > 0) return this.#current().into.subarray(this.#dataAt, this.#dataAt + this.#dataLeft);
+    return this.#collected === 0 ? this.#alone : undefined;
   }
 
   /** `bytes` are not kept. Throws `NbdProtocolError`. */
@@ -97,7 +117,9 @@ export class ReplyParser {
 
   #copyData(bytes: Uint8Array, at: number): number {
     const count = Math.min(this.#dataLeft, bytes.length - at);
-    this.#current().into.set(bytes.subarray(at, at + count), this.#dataAt);
+    const into = this.#current().into;
+    const inPlace = bytes.buffer === into.buffer && bytes.byteOffset + at === into.byteOffset + this.#dataAt;
+    if (!inPlace) into.set(bytes.subarray(at, at + count), this.#dataAt);
     this.#dataAt += count;
     this.#dataLeft -= count;
     if (this.#dataLeft === 0) this.#endChunk();
@@ -254,6 +276,7 @@ export class ReplyParser {
     demand(result === "added", "a read reply in too many scattered pieces");
     this.#dataAt = start;
     this.#dataLeft = length;
+    this.#longData = length >= LONG_DATA_BYTES;
   }
 
   #beginError(request: PendingRequest): void {
