@@ -4,6 +4,8 @@ export const UNIT_BYTES_MAX = 1024 * 1024;
 export const UNIT_BYTES_START = 64 * 1024;
 /** A unit takes the bottleneck about so long, and no more of them are under way than a session has slots for. */
 const UNIT_MS = 1.3;
+/** From this rate on (1 Gb/s) in proportion longer: a processor's time per request counts there, so 1 MiB at 3 Gb/s. */
+const FAST_BYTES_PER_MS = 125_000;
 const UNITS_MAX = 48;
 /** By which the rate must be beyond the limit before units become longer or shorter. */
 const SLACK = 0.15;
@@ -17,7 +19,7 @@ export interface UnitLimits {
 
 /** The next unit, a power of two, after one of `unitBytes`. */
 export function fitUnit(unitBytes: number, { bytesPerMs, windowBytes, mayShrink }: UnitLimits): number {
-  const fitting = bytesPerMs * UNIT_MS;
+  const fitting = bytesPerMs * UNIT_MS * Math.max(1, bytesPerMs / FAST_BYTES_PER_MS);
   const fewest = windowBytes / UNITS_MAX;
   let unit = unitBytes;
   while (unit < UNIT_BYTES_MAX && (fitting >= 2 * unit * (1 + SLACK) || fewest > unit)) unit *= 2;
