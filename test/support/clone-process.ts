@@ -24,11 +24,7 @@ export interface CloneOptions {
 }
 
 /** The program without its launcher, for whoever counts system calls. */
-export const WITHOUT_LAUNCHER = [
-  process.execPath,
-  "--disable-warning=ExperimentalWarning",
-  join(import.meta.dirname, "../../src/cli/main.ts"),
-];
+export const WITHOUT_LAUNCHER = [process.execPath, join(import.meta.dirname, "../../dist/blockferry.cjs")];
 
 /** Starting takes half the time with it. Not for whoever counts system calls. */
 const QUICK_START = { NODE_COMPILE_CACHE: join(import.meta.dirname, "../../node_modules/.cache/compile") };
