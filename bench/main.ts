@@ -6,10 +6,11 @@ import { type BenchOptions, parseOptions, USAGE, UsageError } from "./lib/option
 import { temporaryFolder } from "./lib/process.ts";
 import { caseLines, figure, headLines, outcomeOf, type Results } from "./lib/report.ts";
 import type { BenchCase, Suite, SuiteContext } from "./lib/suite.ts";
+import { imagesSuite } from "./suites/images.ts";
 import { nbdSuite } from "./suites/nbd.ts";
 import { streamSuite } from "./suites/stream.ts";
 
-const SUITES: readonly Suite[] = [nbdSuite, streamSuite];
+const SUITES: readonly Suite[] = [nbdSuite, streamSuite, imagesSuite];
 
 const EXIT_FAILED = 1;
 const EXIT_NOT_REACHED = 2;

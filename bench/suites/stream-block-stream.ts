@@ -1,5 +1,5 @@
 /**
- * QEMU's block-stream: what a VM's own QEMU does when its disk is to be brought over while it runs. A new qcow2 overlay
+ * QEMU's block-stream: what a VM's own QEMU does when its disk is to be brought over while it runs. A new overlay
  * over the source's NBD export, in qemu-storage-daemon, which is QEMU's block layer without a machine.
  */
 import { join } from "node:path";
@@ -7,13 +7,18 @@ import { runTool, ServerProcess } from "../lib/process.ts";
 import { QmpClient } from "../lib/qmp.ts";
 import type { Copied, Copier, CopyJob } from "./stream-copiers.ts";
 
-export const COPY_BLOCK_STREAM: Copier = { name: "block-stream", copy: blockStream };
+export const copyBlockStream = (format: "qcow2" | "qed"): Copier => ({
+  name: "block-stream",
+  copy: (job) => blockStream(job, format),
+});
+
+export const COPY_BLOCK_STREAM = copyBlockStream("qcow2");
 
 /** The daemon runs already when the clock starts, as the VM's QEMU would; it ends within the time that counts. */
-async function blockStream({ folder, port, sizeBytes, timeoutMs }: CopyJob): Promise<Copied> {
-  const path = join(folder, "overlay.qcow2");
+async function blockStream({ folder, port, sizeBytes, timeoutMs }: CopyJob, format: "qcow2" | "qed"): Promise<Copied> {
+  const path = join(folder, `overlay.${format}`);
   const monitor = join(folder, "qmp.sock");
-  await runTool({ argv: ["qemu-img", "create", "-q", "-f", "qcow2", path, `${sizeBytes}`], timeoutMs });
+  await runTool({ argv: ["qemu-img", "create", "-q", "-f", format, path, `${sizeBytes}`], timeoutMs });
   let client: QmpClient | undefined;
   const daemon = await ServerProcess.start({
     name: "qemu-storage-daemon",
@@ -22,7 +27,7 @@ async function blockStream({ folder, port, sizeBytes, timeoutMs }: CopyJob): Pro
       ...["--chardev", `socket,id=qmp,path=${monitor},server=on,wait=off`, "--monitor", "chardev=qmp"],
       ...["--blockdev", `nbd,node-name=source,server.type=inet,server.host=127.0.0.1,server.port=${port},read-only=on`],
       ...["--blockdev", `file,node-name=file,filename=${path}`],
-      ...["--blockdev", "qcow2,node-name=overlay,file=file,backing=source"],
+      ...["--blockdev", `${format},node-name=overlay,file=file,backing=source`],
     ],
     ready: async () => {
       client = await QmpClient.connect(monitor);
@@ -44,7 +49,7 @@ async function blockStream({ folder, port, sizeBytes, timeoutMs }: CopyJob): Pro
   await daemon.stop();
   const wallMs = performance.now() - startedMs;
   const cpuSeconds = after.cpuSeconds - before.cpuSeconds;
-  return { path, format: "qcow2", wallMs, cpuSeconds, peakRssBytes: after.peakRssBytes };
+  return { path, format, wallMs, cpuSeconds, peakRssBytes: after.peakRssBytes };
 }
 
 function rejection(signal: AbortSignal): Promise<never> {

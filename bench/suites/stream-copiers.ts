@@ -19,9 +19,11 @@ export interface CopyJob {
   readonly timeoutMs: number;
 }
 
+export type CopyFormat = "raw" | "qcow2" | "qed";
+
 export interface Copied {
   readonly path: string;
-  readonly format: "raw" | "qcow2";
+  readonly format: CopyFormat;
   /** From the start of the copy to the end of the program that made it. */
   readonly wallMs: number;
   /** Of the program that copies, and its children. */
@@ -36,16 +38,18 @@ export interface Copier {
   copy(job: CopyJob): Promise<Copied>;
 }
 
-export const COPY_BLOCKFERRY: Copier = {
+export const copyBlockferry = (format: CopyFormat): Copier => ({
   name: SUBJECT,
   copy: async ({ folder, uri, timeoutMs }) => {
-    const path = join(folder, "overlay.raw");
+    const path = join(folder, `overlay.${format}`);
     const listen = ["-U", join(folder, "nbd.sock"), "-C", join(folder, "control.sock")];
     const argv = [LAUNCHER, "clone", "--exit-when-hydrated", ...listen, uri, path] as const;
     const run = await runTool({ argv: [...argv], environment: { ...BUILT, XDG_RUNTIME_DIR: folder }, timeoutMs });
-    return { ...run, path, format: "raw" };
+    return { ...run, path, format };
   },
-};
+});
+
+export const COPY_BLOCKFERRY = copyBlockferry("raw");
 
 /** nbdcopy makes its output anew, so that it, too, writes to a sparse file. By default it uses up to 4 connections. */
 const nbdcopy = (name: string, flags: readonly string[]): Copier => ({

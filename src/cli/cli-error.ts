@@ -1,10 +1,20 @@
 /** Errors as users and scripts get them: what happened, why, and what to do about it. */
+import { BlockError } from "../block/error.ts";
 import { OverlayRefusedError } from "../cor/errors.ts";
 import { FileError } from "../env/files.ts";
 import { ImageOpenError } from "../image/errors.ts";
+import { MigrationError, type MigrationErrorCode } from "../migrate/errors.ts";
 import { NbdConnectError } from "../nbd/client/errors.ts";
 import { TlsError } from "../os/tls-error.ts";
-import { EXIT_CONFIG, EXIT_FAILURE, EXIT_IO, EXIT_TRY_AGAIN, EXIT_UNAVAILABLE, EXIT_USAGE } from "./exit-codes.ts";
+import {
+  EXIT_CONFIG,
+  EXIT_FAILURE,
+  EXIT_IO,
+  EXIT_NO,
+  EXIT_TRY_AGAIN,
+  EXIT_UNAVAILABLE,
+  EXIT_USAGE,
+} from "./exit-codes.ts";
 import { printable, printableJson } from "./printable.ts";
 
 export interface CliErrorParts {
@@ -54,8 +64,10 @@ export function toCliError(error: unknown): CliError {
     );
   }
   if (error instanceof OverlayRefusedError) return fromOverlayRefusal(error);
+  if (error instanceof MigrationError) return fromMigration(error);
   if (error instanceof NbdConnectError) return fromConnectError(error);
   if (error instanceof FileError) return fromFileError(error);
+  if (error instanceof BlockError) return fromBlockError(error);
   const why = error instanceof Error ? (error.stack ?? error.message) : String(error);
   const hint = "this is a defect of blockferry; please report it with these lines";
   return new CliError(
@@ -68,7 +80,7 @@ function fromImageError(error: ImageOpenError): CliError {
   const usage = error.code === "unknown-format" || error.code === "unsupported-format";
   const exitCode = error.code === "locked" ? EXIT_TRY_AGAIN : usage ? EXIT_USAGE : EXIT_IO;
   const { code, path, why, hint } = error;
-  return new CliError({ exitCode, code, what: `cannot open ${path}`, why, hint }, { cause: error });
+  return new CliError({ exitCode, code, what: `cannot ${error.doing} ${path}`, why, hint }, { cause: error });
 }
 
 function fromOverlayRefusal(error: OverlayRefusedError): CliError {
@@ -79,11 +91,43 @@ function fromOverlayRefusal(error: OverlayRefusedError): CliError {
   return new CliError({ exitCode, code: isLocked ? "locked" : code, what, why: message, hint }, { cause: error });
 }
 
+/** Of each refusal of a migration. */
+export const MIGRATION_EXITS: Readonly<Record<MigrationErrorCode, number>> = {
+  "owned-elsewhere": EXIT_TRY_AGAIN,
+  "bad-record": EXIT_IO,
+  phase: EXIT_TRY_AGAIN,
+  "not-connected": EXIT_UNAVAILABLE,
+  peer: EXIT_UNAVAILABLE,
+  written: EXIT_NO,
+  cancelled: EXIT_NO,
+  io: EXIT_IO,
+  closed: EXIT_UNAVAILABLE,
+};
+
+const MIGRATION_WHATS: Readonly<Partial<Record<MigrationErrorCode, string>>> = {
+  "owned-elsewhere": "cannot use the disk",
+  "bad-record": "cannot tell whose the disk is",
+  io: "cannot record whose the disk is",
+};
+
+function fromMigration(error: MigrationError): CliError {
+  const { code, message: why, hint } = error;
+  const what = MIGRATION_WHATS[code] ?? "the migration failed";
+  return new CliError({ exitCode: MIGRATION_EXITS[code], code, what, why, hint }, { cause: error });
+}
+
 /** A server that we are a client of. */
 function fromConnectError(error: NbdConnectError): CliError {
   const { code, what, why, hint } = error;
   const isConfig = code === "tls-required" || code === "tls-unavailable" || code === "tls-failed";
   return new CliError({ exitCode: isConfig ? EXIT_CONFIG : EXIT_UNAVAILABLE, code, what, why, hint }, { cause: error });
+}
+
+/** Reading or writing an image or disk failed in the middle of the work. */
+function fromBlockError(error: BlockError): CliError {
+  const hint = "look at the kernel log of this host; for an image with tables, try `blockferry image check`";
+  const { code, message: why } = error;
+  return new CliError({ exitCode: EXIT_IO, code, what: "an image or disk failed", why, hint }, { cause: error });
 }
 
 /** For listening; images bring their own errors. */

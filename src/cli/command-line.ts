@@ -6,7 +6,7 @@ import { type Command, CommanderError } from "@commander-js/extra-typings";
 import { type CliError, renderError, toCliError, usageError } from "./cli-error.ts";
 import { EXIT_OK, EXIT_USAGE } from "./exit-codes.ts";
 import { buildProgram } from "./program.ts";
-import { expandBareProgress } from "./progress/option.ts";
+import { expandBareFlags } from "./progress/option.ts";
 import { applySettings, effectiveSettings } from "./settings/apply-settings.ts";
 import { environmentName } from "./settings/settings.ts";
 
@@ -21,7 +21,7 @@ export async function runCommandLine(args: readonly string[]): Promise<number> {
   });
   program.hook("preAction", (_program, command) => applySettings(command, program, process.env));
   try {
-    await program.parseAsync(expandBareProgress(args), { from: "user" });
+    await program.parseAsync(expandBareFlags(args), { from: "user" });
     return exitCode;
   } catch (error) {
     if (error instanceof CommanderError && error.exitCode === 0) return EXIT_OK;

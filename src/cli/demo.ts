@@ -1,7 +1,6 @@
 /** `blockferry demo`: see it work on this machine. */
 import { tmpdir } from "node:os";
-import { type Command, Option } from "@commander-js/extra-typings";
-import { CLIENT_NAMES } from "../demo/client-names.ts";
+import type { Command } from "@commander-js/extra-typings";
 import { CliError, usageError } from "./cli-error.ts";
 import type { CommandContext } from "./command-context.ts";
 import { configOption, jsonOption } from "./common-options.ts";
@@ -10,25 +9,25 @@ import { printableJson } from "./printable.ts";
 import { parseSize } from "./settings/option-values.ts";
 
 const UNIT_BYTES = 1024 * 1024;
-const DEFAULT_BYTES = 256 * UNIT_BYTES;
+const DEFAULT_BYTES = 512 * UNIT_BYTES;
+const LEAST_BYTES = 4 * UNIT_BYTES;
 
 export function addDemo(program: Command, _context: CommandContext): void {
   program
     .command("demo")
-    .summary("see it work, on this machine")
+    .summary("see a disk move under a guest at work, on this machine")
     .description(
-      "Makes a disk, serves it with a real `blockferry serve`, reads all of it with nbdcopy or qemu-img (or with our own " +
-        "client when neither is installed), writes to it, and compares every byte. Leaves nothing behind.",
+      "Moves a disk from a `blockferry source` to a `blockferry dest` while a guest (of our own making) reads and writes it, " +
+        "kills the source when it is not needed any more, and compares every byte. Leaves nothing behind.",
     )
-    .option("--size <size>", "size of the disk (default: 256M)", parseSize)
-    .option("--directory <dir>", "where the disk and its copy are made (default: the folder for temporary files)")
-    .addOption(new Option("--client <name>", "who reads").choices(CLIENT_NAMES))
+    .option("--size <size>", "size of the disk (default: 512M)", parseSize)
+    .option("--directory <dir>", "where the images are made (default: the folder for temporary files)")
     .addOption(configOption())
     .addOption(jsonOption())
     .action(async (flags) => {
-      const { size: sizeBytes = DEFAULT_BYTES, directory = tmpdir(), client, json } = flags;
-      if (sizeBytes === 0 || sizeBytes % UNIT_BYTES !== 0) {
-        throw usageError("cannot use --size", "the size is not a multiple of 1 MiB, or zero", "try --size 64M");
+      const { size: sizeBytes = DEFAULT_BYTES, directory = tmpdir(), json } = flags;
+      if (sizeBytes < LEAST_BYTES || sizeBytes % UNIT_BYTES !== 0) {
+        throw usageError("cannot use --size", "the size is not a multiple of 1 MiB, or below 4 MiB", "try --size 64M");
       }
       const { runDemo } = await import("../demo/demo.ts");
       const { createRealEnv } = await import("../os/real-env.ts");
@@ -37,18 +36,12 @@ export function addDemo(program: Command, _context: CommandContext): void {
         isTerminal: (json ? process.stderr : process.stdout).isTTY ?? false,
       };
       const command = [process.execPath, ...process.execArgv, process.argv[1] ?? ""];
-      const options = {
-        env: createRealEnv(),
-        screen,
-        command,
-        sizeBytes,
-        directory,
-        ...(client !== undefined && { client }),
-      };
-      const steps = await runDemo(options).catch((error: unknown) => {
-        throw asCliError(error);
-      });
-      if (json) process.stdout.write(`${printableJson({ ok: true, steps })}\n`);
+      const report = await runDemo({ env: createRealEnv(), screen, command, sizeBytes, directory }).catch(
+        (error: unknown) => {
+          throw asCliError(error);
+        },
+      );
+      if (json) process.stdout.write(`${printableJson({ ok: true, ...report })}\n`);
     });
 }
 

@@ -1,4 +1,7 @@
-/** The stages that an instance has reached, and whoever waits for one. A stage once reached stays reached. */
+/**
+ * The stages that an instance has reached, and whoever waits for one. A stage once reached stays reached, unless the
+ * instance begins anew (a source whose migration was called off).
+ */
 import type { Clock } from "../env/clock.ts";
 import { ControlError } from "./errors.ts";
 import type { EventHub } from "./event-hub.ts";
@@ -33,6 +36,11 @@ export class Milestones {
     this.#reached.add(milestone);
     this.#options.events.publish(milestone);
     for (const [wake, wanted] of [...this.#waiting]) if (wanted === milestone) wake();
+  }
+
+  /** It begins anew, and is there no more. Idempotent. */
+  forget(...milestones: readonly Milestone[]): void {
+    for (const milestone of milestones) this.#reached.delete(milestone);
   }
 
   /** Resolves to whether it was reached within `timeoutMs` (null: no limit). Rejects when `signal` is aborted first. */

@@ -65,6 +65,71 @@ export const SourceStatus = z.object({
 });
 export type SourceStatus = z.output<typeof SourceStatus>;
 
+/** Of an image that was not closed cleanly: its tables are checked beside the guest's work. */
+export const TableCheck = z.object({
+  /** pending: nothing has been read or written yet · clean: done, and nothing is wrong · failed: nothing is allocated */
+  state: z.enum(["pending", "running", "clean", "failed"]),
+  clustersChecked: count,
+  clustersTotal: count,
+  /** Requests that wait at the barrier now: writes that need new space in the image. */
+  waiting: count,
+  /** The longest that any has waited. */
+  longestWaitSeconds: seconds,
+  /** Entries that a crash had left, and that were taken out. */
+  entriesCleared: count,
+  failure: z.string().max(1024).nullable(),
+});
+export type TableCheck = z.output<typeof TableCheck>;
+
+/** Of a source or destination. */
+export const MigrationStatus = z.object({
+  /** As docs/RUNBOOK.md lists them. */
+  phase: z.string().max(64),
+  /** The phase, or "disconnected" while the link is down in a phase that needs it. */
+  shown: z.string().max(64),
+  forSeconds: seconds,
+  /** Who may write. `nobody`: the destination has not said yet that it has the disks. `not here`: all a destination knows. */
+  owner: z.enum(["source", "destination", "nobody", "not here"]),
+  term: count,
+  mode: z.enum(["hybrid", "postcopy", "precopy"]).nullable(),
+  migrationId: z.string().max(64).nullable(),
+  destinationId: z.string().max(64).nullable(),
+  /** The destination's guest has written: the disks cannot come back. Null: not known here. */
+  destinationWrote: z.boolean().nullable(),
+  link: z.object({
+    /** Where the source listens. */
+    address: name,
+    state: z.enum(["connecting", "connected", "disconnected", "closed", "refused"]),
+    forSeconds: seconds,
+    /** So far; one at a time. */
+    connections: count,
+    rttSeconds: seconds.nullable(),
+    /** On the present connection. */
+    sentBytes: bytes,
+    receivedBytes: bytes,
+  }),
+  lastError: z.string().max(1024).nullable(),
+});
+export type MigrationStatus = z.output<typeof MigrationStatus>;
+
+/** What a switchover has done, or with `dryRun` would do. */
+export const SwitchoverReport = z.object({
+  done: z.boolean(),
+  phase: z.string().max(64),
+  /** Why it would not be done now; null: nothing is in the way. */
+  obstacle: z.string().max(1024).nullable(),
+  /** Changes that clients began while they were watched for a moment; null: this side does not know. */
+  writes: count.nullable(),
+  /** What the destination has still to fetch afterwards, as far as is known. */
+  restBytes: bytes,
+  rttSeconds: seconds.nullable(),
+  /** How long a flush of all disks takes now; null: this side does not know. */
+  flushSeconds: seconds.nullable(),
+  /** From the instant when writes are held until the destination has the disks: expected, or as it was. */
+  pauseSeconds: seconds.nullable(),
+});
+export type SwitchoverReport = z.output<typeof SwitchoverReport>;
+
 export const DiskStatus = z.object({
   name: name,
   image: name,
@@ -84,6 +149,13 @@ export const DiskStatus = z.object({
   /** How long reads waited for what was missing. */
   stalls: StallTimes.optional(),
   source: SourceStatus.nullable(),
+  tableCheck: TableCheck.optional(),
+  /** Of a source: what the destination has pulled and has not changed since. */
+  cleanBytes: bytes.optional(),
+  /** Of a source: clients' changes that wait for the end of a switchover. */
+  writesHeld: count.optional(),
+  /** Of a destination: what was pulled in vain, because the guest changed it before the switchover. */
+  pulledAgainBytes: bytes.optional(),
 });
 export type DiskStatus = z.output<typeof DiskStatus>;
 
@@ -102,6 +174,7 @@ export const Status = z.object({
   clients: count,
   /** Where clients reach the disks. */
   uris: z.array(name).max(64),
+  migration: MigrationStatus.optional(),
   /** What the operator should do now; null: nothing. */
   next: z.string().max(4096).nullable(),
 });

@@ -2,7 +2,7 @@
 import * as z from "zod";
 import { RECENT_EVENTS_MAX, RUNS_PER_PAGE_MAX } from "./limits.ts";
 import { ControlEvent } from "./messages.ts";
-import { Status } from "./status.ts";
+import { Status, SwitchoverReport } from "./status.ts";
 
 /** Stages that `wait` knows, in the order in which an instance comes to them. */
 export const MILESTONES = ["listening", "ready", "active", "hydrated", "complete"] as const;
@@ -48,6 +48,22 @@ export const VERBS = {
   resume: { params: z.strictObject({ disk }), result: nothing },
   /** Limits the background copy; null lifts the limit. */
   "set-speed": { params: z.strictObject({ disk, bytesPerSecond: rate }), result: z.object({ bytesPerSecond: rate }) },
+  /**
+   * Gives the disks of a migration to its destination, and answers when it has them. `wait`: waits for `ready` first, as
+   * long as it takes. `force`: although clients are writing. `dryRun`: only tells what would happen.
+   */
+  switchover: {
+    params: z.strictObject({
+      dryRun: z.boolean().default(false),
+      wait: z.boolean().default(false),
+      force: z.boolean().default(false),
+    }),
+    result: SwitchoverReport,
+  },
+  /** Calls a migration off; answers when the source has its disks. */
+  cancel: { params: z.strictObject({ reason: z.string().min(1).max(200) }), result: nothing },
+  /** Takes the disks back without asking a destination that cannot be running any more. */
+  reclaim: { params: z.strictObject({ destinationIsFenced: z.literal(true) }), result: nothing },
   /** The instance ends as after SIGTERM; answered before that. */
   quit: { params: z.strictObject({}), result: nothing },
 } as const;

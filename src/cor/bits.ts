@@ -36,6 +36,20 @@ export function setBits(bits: Uint8Array, [from, to]: readonly [number, number])
   return added;
 }
 
+/** Clears [from, to]. Returns how many of them were set. */
+export function clearBits(bits: Uint8Array, [from, to]: readonly [number, number]): number {
+  let removed = 0;
+  for (let byte = from >>> 3; byte <= to >>> 3; byte++) {
+    const low = Math.max(from - byte * 8, 0);
+    const high = Math.min(to - byte * 8, 7);
+    const mask = (0xff << low) & (0xff >>> (7 - high)) & 0xff;
+    const old = bits[byte] ?? 0;
+    removed += ONES[mask & old] ?? 0;
+    bits[byte] = old & ~mask;
+  }
+  return removed;
+}
+
 export function bitCount(bits: Uint8Array): number {
   let count = 0;
   for (const byte of bits) count += ONES[byte] ?? 0;

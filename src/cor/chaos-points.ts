@@ -20,6 +20,7 @@ export const COR_CHAOS_POINTS = {
   "cor/log-before-data": "a guest write is recorded in the intent log before it is in the store",
   "cor/log-half-too-early": "the half of the intent log whose records are not durable yet is written over",
   "cor/buffer-too-early": "a buffer is handed back while the store still writes from it",
+  "cor/replay-not-rewritten": "what an intent log tells of counts as written, although its sync may have failed unseen",
   "cor/log-of-any-boot": "an intent log is replayed although the host has been down since",
 } as const;
 

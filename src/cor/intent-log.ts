@@ -189,6 +189,11 @@ export class IntentLog {
     this.#destroying ??= this.#destroy();
   }
 
+  /** Resolves when nothing here will be trusted; at once, when nothing has to be destroyed. Never rejects. */
+  async destroyed(): Promise<void> {
+    await this.#destroying;
+  }
+
   async #destroy(): Promise<void> {
     const nothing = new Uint8Array(HEADER_BYTES);
     try {

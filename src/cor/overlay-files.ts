@@ -11,19 +11,21 @@ import type { BlockDevice } from "../block/device.ts";
 import type { OverlayStore } from "../block/overlay-store.ts";
 import type { Env } from "../env/env.ts";
 import { FileError } from "../env/files.ts";
+import { isZero } from "../util/zeroes.ts";
 import { Commit } from "./commit.ts";
 import { OverlayRefusedError } from "./errors.ts";
 import { type IntentLog, openIntentLog } from "./intent-log.ts";
 import { createMap, isBlankMap, type MapFile, openMap } from "./map-file.ts";
 import { clusterCount, isClusterSize, type Superblock, UUID_BYTES } from "./map-format.ts";
 import { Overlay } from "./overlay.ts";
-import { addTo } from "./parts.ts";
+import { addTo, bytesOf, runOf } from "./parts.ts";
 import { Presence } from "./presence.ts";
 
 type OverlayEnv = Pick<Env, "files" | "random" | "chaos">;
 type OpenEnv = OverlayEnv & Pick<Env, "clock">;
 
 export const CLUSTER_BYTES_DEFAULT = 4096;
+const REWRITE_BYTES = 1024 * 1024;
 
 export interface CreateOverlayOptions {
   /** The image; the map is `IMAGE.map`. */
@@ -176,12 +178,42 @@ interface Replay {
   readonly chaos: Env["chaos"];
 }
 
-/** What the log knows is local, and is made durable by a commit of its own. */
+/**
+ * What the log knows is local, and is made durable by a commit of its own. It is written anew before that: a sync that was
+ * under way when the last process was killed may have failed unseen, and then the kernel takes for clean what the disk has
+ * not got, as long as nobody writes it again. (A page that the kernel has dropped meanwhile is beyond help, and so is what
+ * was written over a cluster that was durable before, of which there is no record.)
+ */
 async function replay({ presence, records, ...parts }: Replay): Promise<void> {
+  const trusting = parts.chaos.on("cor/replay-not-rewritten");
   for (const { first, count } of records) {
-    if (first + count <= presence.clusters) await addTo(presence, first, first + count - 1);
+    const last = first + count - 1;
+    for (let at = first; last < presence.clusters && at <= last; ) {
+      const run = await runOf(presence, at, last);
+      if (!run.present && !trusting) await rewrite(parts.store, at, run.last);
+      if (!run.present) await addTo(presence, at, run.last);
+      at = run.last + 1;
+    }
   }
   if (!presence.settled) await new Commit({ presence, ...parts }).full();
+}
+
+/** Makes dirty again what the store holds of [first, last]. Holes are in the file system's own journal. */
+async function rewrite(store: OverlayStore, first: number, last: number): Promise<void> {
+  const [start, end] = bytesOf(store, first, last);
+  for (let at = start; at < end; ) {
+    const [extent] = await store.extents(at, end - at, 1);
+    if (extent === undefined) throw new Error("a store told no extent");
+    const stop = at + extent.length;
+    for (; at < stop && !extent.hole; at += REWRITE_BYTES) {
+      const bytes = new Uint8Array(Math.min(REWRITE_BYTES, stop - at));
+      await store.read(at, bytes);
+      // A store that cannot tell its holes has them as zeroes, which stay holes.
+      if (isZero(bytes)) await store.writeZeroes(at, bytes.length);
+      else await store.putWritten(at, bytes);
+    }
+    at = stop;
+  }
 }
 
 async function openPublished(env: OverlayEnv, path: string): Promise<MapFile> {

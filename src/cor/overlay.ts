@@ -137,7 +137,10 @@ export class Overlay implements BlockDevice {
     try {
       return store.writeNow(offset, from);
     } catch (error) {
-      throw commit.failed(error);
+      commit.failed(error);
+      // Told by the write that follows: after the log is gone.
+      if (commit.latched) return -1;
+      throw blockErrorFrom(error);
     }
   }
 
@@ -319,6 +322,8 @@ export class Overlay implements BlockDevice {
       checkRange(offset, length, this.sizeBytes);
       return await operation();
     } catch (error) {
+      // Who has been told that data was lost must not find it again as if it were durable, because we were killed too early.
+      if (this.#parts.commit.latched) await this.#parts.log.destroyed();
       throw blockErrorFrom(error);
     } finally {
       this.#inFlight.leave();

@@ -7,36 +7,34 @@ export interface Screen {
 }
 
 const BAR_CELLS = 30;
-const TERMINAL_EVERY_MS = 80;
 const PIPE_EVERY_MS = 1000;
 
 /** Shows how far something has got. */
-export class ProgressLine {
+export class LiveLine {
   readonly #screen: Screen;
   readonly #clock: Clock;
-  readonly #label: string;
-  #shownMs: number;
+  #shownMs = Number.NEGATIVE_INFINITY;
 
-  constructor(screen: Screen, clock: Clock, label: string) {
+  constructor(screen: Screen, clock: Clock) {
     this.#screen = screen;
     this.#clock = clock;
-    this.#label = label;
-    this.#shownMs = clock.nowMs();
   }
 
-  /** `done` goes from 0 to 1. */
-  update(done: number): void {
+  /** `done` goes from 0 to 1. On a terminal it is shown at once, elsewhere once a second. */
+  update(label: string, done: number, more: string): void {
     const { isTerminal } = this.#screen;
     const now = this.#clock.nowMs();
-    if (now - this.#shownMs < (isTerminal ? TERMINAL_EVERY_MS : PIPE_EVERY_MS)) return;
+    if (!isTerminal && now - this.#shownMs < PIPE_EVERY_MS) return;
     this.#shownMs = now;
-    const percent = `${(done * 100).toFixed(1)}%`.padStart(6);
+    const percent = `${(Math.min(1, done) * 100).toFixed(1)}%`.padStart(6);
     if (!isTerminal) {
-      this.#screen.write(`  ${this.#label}  ${percent}\n`);
+      this.#screen.write(`  ${label}  ${percent}  ${more}\n`);
       return;
     }
-    const full = Math.round(done * BAR_CELLS);
-    this.#screen.write(`\r  ${this.#label}  [${"#".repeat(full)}${".".repeat(BAR_CELLS - full)}] ${percent}`);
+    const full = Math.round(Math.min(1, done) * BAR_CELLS);
+    this.#screen.write(
+      `\r  ${label}  [${"#".repeat(full)}${".".repeat(BAR_CELLS - full)}] ${percent}  ${more}\u001b[K`,
+    );
   }
 
   /** Takes the moving line away again. */
@@ -68,6 +66,8 @@ export function readableBytes(bytes: number): string {
   return `${unit === 0 || value >= 100 ? Math.round(value) : value.toFixed(1)} ${UNITS[unit]}`;
 }
 
-export function readableSeconds(milliseconds: number): string {
-  return `${(milliseconds / 1000).toFixed(2)} s`;
+/** "4.2 ms", "380 ms", "2.41 s" */
+export function readableTime(milliseconds: number): string {
+  if (milliseconds < 100) return `${milliseconds.toFixed(1)} ms`;
+  return milliseconds < 1000 ? `${Math.round(milliseconds)} ms` : `${(milliseconds / 1000).toFixed(2)} s`;
 }

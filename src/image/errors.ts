@@ -29,9 +29,13 @@ export class ImageOpenError extends Error {
   readonly path: string;
   readonly why: string;
   readonly hint: string;
+  /** What was tried. */
+  readonly doing: "open" | "create";
 
   constructor(code: ImageOpenErrorCode, path: string, text: ErrorText, options?: ErrorOptions) {
-    super(`cannot ${text.doing ?? "open"} ${path}: ${text.why}`, options);
+    const { doing = "open" } = text;
+    super(`cannot ${doing} ${path}: ${text.why}`, options);
+    this.doing = doing;
     this.code = code;
     this.path = path;
     this.why = text.why;

@@ -1,6 +1,7 @@
 /** What the formats have in common, beyond being block devices. */
 import type { BlockDevice } from "../block/device.ts";
 import type { Env } from "../env/env.ts";
+import type { CheckProgress } from "./tables/check-report.ts";
 
 /** What opening an image needs of the world; the rest makes it tidier. */
 export type ImageEnv = Pick<Env, "files"> & Partial<Pick<Env, "clock" | "chaos">>;
@@ -51,7 +52,9 @@ export interface Image extends BlockDevice {
   /** Of formats that have clusters. */
   readonly clusterBytes?: number;
   readonly backingReference?: BackingReference | undefined;
-  readonly formatDetails?: FormatDetails;
+  readonly formatDetails?: FormatDetails | undefined;
+  /** How the check of an image that was not closed cleanly is getting on. Absent where there are no tables. */
+  readonly checkProgress?: CheckProgress;
   /** What the image's tables say, at least one run: absent where byte n of the device is byte n of the file. */
   runs?(offset: number, length: number): Promise<ImageRun[]>;
   /** Storage that the image takes, in bytes; 0 for a block device. */

@@ -69,10 +69,16 @@ export function renderInfo(info: ImageInfo): string {
   return `${lines.join("\n")}\n`;
 }
 
-/** The form of `qemu-img info --output=json`. */
-export function renderInfoJson(info: ImageInfo): string {
+/** The form of `qemu-img info --output=json`; of several images, that of `--backing-chain`. */
+export function renderInfoJson(info: ImageInfo | readonly ImageInfo[]): string {
+  const told = "path" in info ? infoFields(info) : info.map(infoFields);
+  // JSON writes out the other control characters anyhow, and the rest may be part of a path.
+  return `${JSON.stringify(told, undefined, 4).replaceAll(OBEYED, writtenOut)}\n`;
+}
+
+function infoFields(info: ImageInfo): object {
   const { backing, clusterBytes, details } = info;
-  const fields = {
+  return {
     ...(backing?.format !== undefined && { "backing-filename-format": backing.format }),
     "virtual-size": info.virtualBytes,
     filename: info.path,
@@ -84,8 +90,6 @@ export function renderInfoJson(info: ImageInfo): string {
     ...(backing !== undefined && { "backing-filename": backing.name }),
     "dirty-flag": info.dirty,
   };
-  // JSON writes out the other control characters anyhow, and the rest may be part of a path.
-  return `${JSON.stringify(fields, undefined, 4).replaceAll(OBEYED, writtenOut)}\n`;
 }
 
 /** What terminals obey, as far as JSON leaves it alone: C1 controls, line separators, directional marks. */

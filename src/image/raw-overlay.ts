@@ -17,6 +17,7 @@ import { type File, FileError } from "../env/files.ts";
 import { isZero } from "../util/zeroes.ts";
 import { blockErrorFrom, ImageOpenError, imageOpenErrorFrom } from "./errors.ts";
 import { RawImage } from "./raw.ts";
+import { openOrCreate } from "./tables/new-image-file.ts";
 
 const TRAILER_BYTES = 512;
 const READ_BYTES = 1024 * 1024;
@@ -75,15 +76,6 @@ async function hasNoTrailer(file: File, end: number): Promise<boolean> {
   const bytes = Buffer.alloc(TRAILER_BYTES);
   await file.read(end, bytes);
   return crc32(bytes.subarray(0, 508)) !== bytes.readUInt32LE(508);
-}
-
-async function openOrCreate(env: Pick<Env, "files">, path: string): Promise<[File, made: boolean]> {
-  try {
-    return [await env.files.open({ path, writable: true, create: true, noFollow: true }), true];
-  } catch (error) {
-    if (!(error instanceof FileError && error.code === "EEXIST")) throw error;
-    return [await env.files.open({ path, writable: true, noFollow: true }), false];
-  }
 }
 
 /**

@@ -151,9 +151,9 @@ export class Channel implements ByteStream {
     return this.#sending.endAcknowledged && this.#receiving.endCredited;
   }
 
-  /** @internal There is data that may be sent. */
+  /** @internal There is data that may be sent; never of one that was destroyed, whatever it had left. */
   get sendable(): boolean {
-    return this.#announced && this.#sending.sendable;
+    return this.#announced && !this.#closed && this.#sending.sendable;
   }
 
   /** @internal There is something to send besides data. */

@@ -183,7 +183,11 @@ export class Link implements AsyncDisposable {
       order: this.#order,
       losesWakeUps: env.chaos.on("link/lost-wake-up"),
       hooks: {
-        onHello: (hello) => (listening ? void this.#greet(session, hello) : this.#answered(session, hello)),
+        onHello: (hello) => {
+          if (!listening) this.#answered(session, hello);
+          // Nobody waits for it: whatever it throws ends this session, and nothing else.
+          else void this.#greet(session, hello).catch((error: unknown) => this.#drop(session, asError(error)));
+        },
         onChannel,
         onRefused: (reset) => this.#refusedBy(session, reset),
         onGoodbye: () => this.#end("closed", new LinkError("closed", "the peer closed the link")),
@@ -354,4 +358,8 @@ export class Link implements AsyncDisposable {
   get #mistakesRestarts(): boolean {
     return this.#options.env.chaos.on("link/restart-unnoticed");
   }
+}
+
+function asError(error: unknown): Error {
+  return error instanceof Error ? error : new Error(String(error));
 }

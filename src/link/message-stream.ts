@@ -20,6 +20,8 @@ export interface MessageHooks {
   onEnd(): void;
   /** Nothing can be sent or received any more. Called once. */
   onClose(error?: Error): void;
+  /** The channel has taken all that was sent. */
+  onDrain?(): void;
 }
 
 export class MessageStream implements ByteSink {
@@ -52,6 +54,11 @@ export class MessageStream implements ByteSink {
     this.#stream.write(framed);
   }
 
+  /** Bytes that the channel has not taken; too many of them make `send` fail. */
+  get pendingBytes(): number {
+    return this.#stream.pendingBytes;
+  }
+
   /** Sends what was given, then no more. */
   end(): void {
     this.#stream.end();
@@ -77,7 +84,9 @@ export class MessageStream implements ByteSink {
     this.#hooks.onClose(error);
   }
 
-  onDrain(): void {}
+  onDrain(): void {
+    if (!this.#over) this.#hooks.onDrain?.();
+  }
 
   /** Takes from `bytes` what belongs to the present message; returns how much that was. */
   #take(bytes: Uint8Array, at: number): number {

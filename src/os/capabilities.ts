@@ -55,7 +55,10 @@ const PROBES: readonly Probe[] = [
       const hole = await calls.seekHole(fd, 0);
       return failure(hole) ?? (hole < PROBE_BYTES ? undefined : "the file system reports everything as data");
     },
-    without: { state: "fallback", detail: "all of an image counts as data" },
+    without: {
+      state: "fallback",
+      detail: "all of an image counts as data; a clone finds its holes by reading them: slow",
+    },
   },
   {
     name: "zeroing (fallocate ZERO_RANGE)",

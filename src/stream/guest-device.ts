@@ -46,6 +46,10 @@ export class GuestDevice implements BlockDevice {
     this.#watchers = undefined;
   }
 
+  isLocal(offset: number, length: number): boolean {
+    return this.#target.isLocal(offset, length);
+  }
+
   readNow(offset: number, into: Uint8Array): number {
     const count = this.#target.readNow(offset, into);
     if (count > 0 && this.#watchers !== undefined) this.#watchers.onRead(offset, count, false);

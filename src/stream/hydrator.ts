@@ -138,7 +138,7 @@ export class Hydrator implements AsyncDisposable {
     const missingBytes = Math.min(sizeBytes, (clusters - localClusters) * clusterBytes);
     const state = this.#state.current;
     const moving = state === "running";
-    const stalledBy = moving && this.#underWay > 0 ? this.#standstill.reason() : stallReason(state);
+    const stalledBy = moving && this.#underWay > 0 ? this.#standstill.reason() : stallReason(state, this.#source.state);
     const window = this.#options.pace?.status();
     return {
       state,

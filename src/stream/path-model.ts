@@ -1,5 +1,19 @@
 /** What a path looks like, from what went over it lately: its round-trip time without a queue, and its rate. */
 
+/** A while in which the window stays the same, and what was seen of it. */
+export interface Round {
+  readonly startMs: number;
+  samples: number;
+  shortestMs: number;
+  /** Also of what was sent while the window was not used. */
+  shortestOfAllMs: number;
+  bytes: number;
+}
+
+export function newRound(startMs: number): Round {
+  return { startMs, samples: 0, shortestMs: Infinity, shortestOfAllMs: Infinity, bytes: 0 };
+}
+
 /** The smallest round trip lately. Two periods are kept: an increase is believed once both began after it. */
 export class MinRtt {
   #before = Infinity;
@@ -10,8 +24,9 @@ export class MinRtt {
     return Math.min(this.#before, this.#now);
   }
 
+  /** Counts for nothing less than 0. */
   add(rttMs: number): void {
-    if (rttMs < this.#now) this.#now = rttMs;
+    this.#now = Math.min(this.#now, Math.max(0, rttMs));
   }
 
   /** A new period begins. */
@@ -23,7 +38,7 @@ export class MinRtt {
   /** The path is another one. */
   restart(rttMs = Infinity): void {
     this.#before = Infinity;
-    this.#now = rttMs;
+    this.#now = Math.max(0, rttMs);
   }
 }
 

@@ -2,16 +2,25 @@
 import type { Clock } from "../env/clock.ts";
 import type { FailedRange } from "./failed-ranges.ts";
 import type { HydrationState } from "./hydration-states.ts";
+import type { SourceState } from "./source-session.ts";
 import type { SlowReason } from "./standstill.ts";
 import { Throughput } from "./throughput.ts";
 import type { WindowStatus } from "./window-control.ts";
 
 /**
- * Why nothing moves. `operator`: paused. `source`: it is away. `no-space`: the local disk is full. `source-errors`: all
+ * Why nothing moves. `operator`: paused. `connecting`: for the first time, and no attempt has failed yet. `source`: it is
+ * away. `no-space`: the local disk is full. `source-errors`: all
  * the rest is here, and the source cannot give what is listed. `local-disk`: hydration has failed. And while it is
  * running, what it waits for.
  */
-export type StallReason = "operator" | "source" | "no-space" | "source-errors" | "local-disk" | SlowReason;
+export type StallReason =
+  | "operator"
+  | "connecting"
+  | "source"
+  | "no-space"
+  | "source-errors"
+  | "local-disk"
+  | SlowReason;
 
 export interface HydrationProgress {
   readonly state: HydrationState;
@@ -54,8 +63,8 @@ const STALLS: Partial<Record<HydrationState, StallReason>> = {
   failed: "local-disk",
 };
 
-export function stallReason(state: HydrationState): StallReason | undefined {
-  return STALLS[state];
+export function stallReason(state: HydrationState, source: SourceState): StallReason | undefined {
+  return state === "disconnected" && source === "connecting" ? "connecting" : STALLS[state];
 }
 
 /** Counts what hydration stores. */

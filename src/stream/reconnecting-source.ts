@@ -31,6 +31,8 @@ export interface ReconnectingSourceOptions {
   readonly connect: (signal: AbortSignal) => Promise<SourceSession>;
   /** What every session must be. */
   readonly expected: { readonly sizeBytes: number; readonly identity: string };
+  /** For who knows the source by other means: rejects a session instead of a look at its contents. */
+  readonly verify?: (session: SourceSession) => Promise<void>;
   /** Reads of a lost source wait for ever, or fail once it has been away for `lossDeadlineMs`, until it is back. */
   readonly onLoss: "stall" | "eio";
   /** From the loss on, or from the start. Only for "eio". */
@@ -269,11 +271,12 @@ export class ReconnectingSource implements BlockDevice {
   }
 
   async #verify(session: SourceSession): Promise<void> {
-    const { expected, chaos } = this.#options;
+    const { expected, chaos, verify } = this.#options;
     if (chaos.on("stream/answers-from-mismatched-source")) return;
     if (session.sizeBytes !== expected.sizeBytes) {
       throw new SourceMismatchError(`the source has ${session.sizeBytes} bytes, not ${expected.sizeBytes}`);
     }
+    if (verify !== undefined) return await verify(session);
     const found = await identifySource(session);
     const comparison = compareSources(expected.identity, found);
     if (comparison === "other") {

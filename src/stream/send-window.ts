@@ -23,6 +23,11 @@ const OWED_BYTES_MAX = UNIT_BYTES_MAX;
 /** Of the window, that hydration keeps while demand reads are late. */
 const SHARE_MIN = 0.1;
 const SHARE_CUT = 0.7;
+/**
+ * The first cut takes so much off what is under way at the most, which the usual queue makes up for: more would leave a
+ * hole in a long path, which goes round with the answers and is taken for a path that is not full.
+ */
+const FIRST_CUT_MS = 7;
 const SHARE_GROWTH = 1.5;
 /** The share changes once in a round trip, but not more often than this. */
 const SHARE_MS_MIN = 1;
@@ -169,6 +174,12 @@ export class SendWindow implements Pace {
     admit(this.control.sent(this.#clock.nowMs(), bytes, waited));
   }
 
+  #cutPart(): number {
+    if (this.#share < 1) return SHARE_CUT;
+    const { bytesPerMs, windowBytes } = this.control;
+    return Math.max(SHARE_CUT, 1 - (FIRST_CUT_MS * bytesPerMs) / windowBytes);
+  }
+
   /** Cut at once when a demand read is late, and again after each round trip; it grows when none is any more. */
   #shareNow(): number {
     if (this.#chaos.on("stream/pressure-ignored")) return 1;
@@ -177,7 +188,7 @@ export class SendWindow implements Pace {
     if (!late && this.#share === 1) return 1;
     const everyMs = Math.max(SHARE_MS_MIN, this.control.minRttMs ?? 0);
     if (nowMs - this.#sharedMs < everyMs) return this.#share;
-    this.#share = late ? Math.max(SHARE_MIN, this.#share * SHARE_CUT) : Math.min(1, this.#share * SHARE_GROWTH);
+    this.#share = late ? Math.max(SHARE_MIN, this.#share * this.#cutPart()) : Math.min(1, this.#share * SHARE_GROWTH);
     this.#sharedMs = nowMs;
     return this.#share;
   }

@@ -17,7 +17,7 @@
  * A window that nobody waits for says nothing about the path: it stays.
  */
 import { fitUnit, UNIT_BYTES_START } from "./fetch-unit.ts";
-import { MaxRate, MinRtt } from "./path-model.ts";
+import { MaxRate, MinRtt, newRound, type Round } from "./path-model.ts";
 
 /** How long the background may keep a demand read waiting in the queue: this part of a round trip, within these. */
 const TARGET = { leastMs: 4, mostMs: 7, part: 0.12 };
@@ -31,6 +31,10 @@ const PROBE_PART = 0.75;
 /** A probe that finds less, or more, of what was known than these parts is followed by another one. */
 const PROBE_SURPRISE = { lower: 0.9, higher: 1.25 };
 const PROBES_MAX = 8;
+/** A probe of more round trips, and this besides, has drained a long queue: the path has become slower. */
+const DRAIN = { rtts: 3, ms: 32 };
+/** Of what came while it drained, which may not have filled the path to the end. */
+const DRAIN_PART = 1.25;
 /** Shorter rounds would take hiccups for the path. */
 const ROUND_MS = { start: 2, steady: 25, probe: 8 };
 const ROUND_SAMPLES = { start: 4, steady: 6, probe: 5 };
@@ -78,15 +82,6 @@ interface Probe {
 }
 
 type Phase = "start" | "steady" | "probe";
-
-interface Round {
-  readonly startMs: number;
-  samples: number;
-  shortestMs: number;
-  /** Also of what was sent while the window was not used. */
-  shortestOfAllMs: number;
-  bytes: number;
-}
 
 export interface WindowStatus {
   readonly windowBytes: number;
@@ -209,7 +204,8 @@ export class WindowControl {
     this.#ceilingBytes = Math.min(this.#windowBytes, filled);
     // A short answer takes less time at the bottleneck: it says little about what a unit takes.
     if (sent.bytes >= this.#unitBytes / 2) {
-      const rttMs = nowMs - sent.sentMs;
+      // No round trip takes less than no time, whatever a clock says.
+      const rttMs = Math.max(0, nowMs - sent.sentMs);
       this.#rttMs = this.#rttMs === undefined ? rttMs : this.#rttMs + (rttMs - this.#rttMs) / 8;
       this.#minRtt.add(rttMs);
       if (sent.round === this.#rounds) this.#addSample(rttMs, sent.full || this.#phase === "probe");
@@ -346,7 +342,8 @@ export class WindowControl {
     } else this.#minRtt.turn();
     this.#probedMs = nowMs;
     this.#cut = undefined;
-    const { bytesPerMs, windowBytes } = this.#probe;
+    const { windowBytes } = this.#probe;
+    const bytesPerMs = this.#rateAfterProbe(nowMs);
     if (bytesPerMs === undefined) {
       // Twice what is used is enough to notice when more is wanted.
       const used = UNUSED_ROOM * this.#rate.bytesPerMs * (this.#minRtt.ms + this.#targetMs);
@@ -357,6 +354,17 @@ export class WindowControl {
     const wanted = Math.max(bytesPerMs * (this.#minRtt.ms + this.#targetMs), FLOOR_PART * this.pathBytes);
     this.#resize(Math.min(windowBytes * CHANGE.most, wanted));
     this.#begin("steady", nowMs);
+  }
+
+  /** What the path delivered before the probe, unless that took so long to drain that it cannot deliver as much any more. */
+  #rateAfterProbe(nowMs: number): number | undefined {
+    const { bytes, startMs } = this.#round;
+    const known = this.#probe.bytesPerMs;
+    if (nowMs - startMs <= DRAIN.rtts * this.#minRtt.ms + DRAIN.ms) return known;
+    const drained = bytes / (nowMs - startMs);
+    this.#rate.restart();
+    this.#rate.add(nowMs, drained);
+    return known && Math.min(known, DRAIN_PART * drained);
   }
 
   #resize(bytes: number): void {
@@ -379,10 +387,6 @@ export class WindowControl {
     this.#rounds += 1;
     this.#round = newRound(nowMs);
   }
-}
-
-function newRound(startMs: number): Round {
-  return { startMs, samples: 0, shortestMs: Infinity, shortestOfAllMs: Infinity, bytes: 0 };
 }
 
 function limited(factor: number): number {

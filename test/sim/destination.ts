@@ -1,23 +1,27 @@
 /**
- * One overlay of raw files on a simulated host, over a source that stays: its lives, and what ends them. Production's own
- * functions make and open it.
+ * One overlay on a simulated host, over a source that stays: its lives, and what ends them. Production's own functions make
+ * and open it. Raw unless told otherwise.
  */
 import type { BlockDevice } from "../../src/block/device.ts";
 import { MemoryDevice } from "../../src/block/memory.ts";
-import type { CorChaosPoint } from "../../src/cor/chaos-points.ts";
 import { OverlayRefusedError } from "../../src/cor/errors.ts";
 import { PAGE_CLUSTERS } from "../../src/cor/map-format.ts";
 import type { Overlay } from "../../src/cor/overlay.ts";
 import { createOverlay, openOverlay } from "../../src/cor/overlay-files.ts";
-import { openRaw, type RawImage } from "../../src/image/raw.ts";
-import { createRawOverlay, openRawOverlay } from "../../src/image/raw-overlay.ts";
+import { chooseFormat, type ImageFormat, type OverlayFormat, openImage } from "../../src/image/format.ts";
+import type { Image } from "../../src/image/image.ts";
 import { Oracle } from "./oracle.ts";
 import { type BackingHabits, SimBacking } from "./sim-backing.ts";
 import { type SimEnv, type SimHost, SimWorld } from "./sim-env.ts";
 
-const PATH = "/vm/disk.raw";
 const IDENTITY = "disk A";
 const CELL_BYTES = 128;
+const SECTOR_BYTES = 512;
+
+/** The tables say what they must not say. */
+export class TablesError extends Error {
+  override readonly name = "TablesError";
+}
 
 /** A process that has the overlay open. */
 export interface Life {
@@ -36,12 +40,18 @@ export class Destination {
   readonly clusterBytes: number;
   /** Where the part of the disk begins that the guest uses, and the oracle knows. What is before is a hole. */
   readonly regionOffset: number;
+  readonly format: ImageFormat;
+  /** Of an image with tables. */
+  readonly imageClusterBytes: number;
+  readonly #path: string;
   readonly #content: MemoryDevice;
   readonly #logHalfRecords: number;
   readonly #fetchUnitBytes: number;
   #boot = 1;
 
-  constructor(seed: number, mutants: readonly CorChaosPoint[] = []) {
+  constructor(seed: number, mutants: readonly string[] = [], formatName = "raw") {
+    this.format = chooseFormat("", formatName).format;
+    this.#path = `/vm/disk.${formatName}`;
     this.world = new SimWorld(seed);
     const { rng } = this.world;
     this.host = this.world.host("destination");
@@ -53,7 +63,8 @@ export class Destination {
     this.regionOffset = before * this.clusterBytes;
     const clusters = rng.integer(1, 6);
     const cut = rng.chance(0.5) ? 0 : CELL_BYTES * rng.integer(1, this.clusterBytes / CELL_BYTES - 1);
-    const regionBytes = clusters * this.clusterBytes - cut;
+    // Only raw images end within a sector.
+    const regionBytes = clusters * this.clusterBytes - (this.format.flat ? cut : cut - (cut % SECTOR_BYTES));
     this.sizeBytes = this.regionOffset + regionBytes;
     const zeroes = new Set<number>();
     for (let cluster = 0; cluster < clusters; cluster++) if (rng.chance(0.2)) zeroes.add(cluster);
@@ -68,6 +79,7 @@ export class Destination {
     for (const cluster of zeroes) this.#makeHole(cluster);
     this.#logHalfRecords = rng.pick([2, 3, 8]);
     this.#fetchUnitBytes = this.clusterBytes * rng.pick([1, 2, 8]);
+    this.imageClusterBytes = this.format.name === "qcow2" ? rng.pick([512, 1024, 4096]) : 4096;
     this.habits = { latencyMs: rng.pick([0.5, 5, 50]), error: rng.pick([0, 0, 0.05, 0.3]) };
   }
 
@@ -80,10 +92,11 @@ export class Destination {
 
   async create(): Promise<void> {
     const env = this.host.start();
-    const { sizeBytes, clusterBytes } = this;
+    const { sizeBytes, clusterBytes, imageClusterBytes } = this;
+    const path = this.#path;
     const createImage = (uuid: Uint8Array, begun: boolean): Promise<void> =>
-      createRawOverlay(env, { path: PATH, sizeBytes, uuid, begun });
-    await createOverlay(env, { path: PATH, sizeBytes, clusterBytes, sourceIdentity: IDENTITY, createImage });
+      this.#overlayFormat.create(env, { path, sizeBytes, uuid, begun, imageClusterBytes });
+    await createOverlay(env, { path, sizeBytes, clusterBytes, sourceIdentity: IDENTITY, createImage });
   }
 
   /** `create`, which may have been interrupted before: true when it was found finished. */
@@ -103,16 +116,36 @@ export class Destination {
     const session = { content: this.#content, scheduler, rng, process: env.process, habits: this.habits };
     const [backing, background] = [new SimBacking(session), new SimBacking(session)];
     const overlay = await openOverlay(env, {
-      ...{ path: PATH, backing, background, sourceIdentity: IDENTITY, bootId: `boot ${this.#boot}` },
+      ...{ path: this.#path, backing, background, sourceIdentity: IDENTITY, bootId: `boot ${this.#boot}` },
       ...{ logHalfRecords: this.#logHalfRecords, fetchUnitBytes: this.#fetchUnitBytes },
       openStore: ({ sizeBytes, uuid, clusterBytes, state }) =>
-        openRawOverlay(env, { path: PATH, sizeBytes, uuid, clusterBytes, complete: state === "complete" }),
+        this.#overlayFormat.open(env, { path: this.#path, sizeBytes, uuid, clusterBytes, state }),
     });
     return { env, overlay, backing, background };
   }
 
-  async openPlain(): Promise<RawImage> {
-    return openRaw(this.host.start(), { path: PATH, readOnly: true });
+  async openPlain(): Promise<Image> {
+    const env = this.host.start();
+    return (await openImage(env, { path: this.#path, readOnly: true, format: this.format.name })).image;
+  }
+
+  /** What the image's tables come to, for a process that only looks. Throws `TablesError`. */
+  async checkTables(lostSpace: "may-be" | "must-not-be"): Promise<void> {
+    const { check } = this.format;
+    if (check === undefined) return;
+    const report = await this.world.scheduler.complete(check(this.host.start(), { path: this.#path }));
+    this.host.kill();
+    const { corruptions, checkErrors, leaks, badEntries } = report;
+    if (corruptions + checkErrors > 0) {
+      throw new TablesError(`${corruptions} corruptions, ${checkErrors} errors: ${JSON.stringify(badEntries)}`);
+    }
+    if (leaks > 0 && lostSpace === "must-not-be") throw new TablesError(`${leaks} clusters are lost`);
+  }
+
+  get #overlayFormat(): OverlayFormat {
+    const { overlay, name } = this.format;
+    if (overlay === undefined) throw new Error(`${name} has no overlays`);
+    return overlay;
   }
 
   kill(): void {

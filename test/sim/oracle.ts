@@ -31,6 +31,8 @@ export interface Change {
   /** Acknowledged as durable by itself. */
   durable: boolean;
   readonly hint: boolean;
+  /** It may be in the page cache and nowhere else, as a clean page: no flush will ever cover it. */
+  withdrawn?: true;
 }
 
 /** What a cell was found to hold after a crash: several values where it was torn. */
@@ -39,8 +41,9 @@ interface Found extends Change {
 }
 
 /**
- * `after-latch`: the process was killed after an I/O error had lost data and made it refuse every write and flush. What
- * it had not made durable may be gone, and what is found is in the page cache only.
+ * `after-latch`: the process was killed after an I/O error had lost data, whether it knew of that yet or not. What it had
+ * not made durable may be gone, or be in the page cache only, where no later flush finds it: it is promised to nobody any
+ * more.
  */
 export type Survival = "process-kill" | "after-latch" | "power-loss";
 
@@ -164,8 +167,18 @@ export class Oracle {
     this.#check(0, bytes, (cell, values) => {
       this.#allow(cell, values, counts, `after ${survival}, a read`);
       if (survival === "power-loss") this.#changes[cell] = [this.#foundDurable(values)];
-      else this.#settleCell(cell, values);
+      else if (survival === "process-kill") this.#settleCell(cell, values);
     });
+    if (survival === "after-latch") this.#withdraw(counts);
+  }
+
+  /** What does not count now never will. */
+  #withdraw(counts: (change: Change) => boolean): void {
+    for (const list of this.#changes) {
+      for (const change of list) {
+        if (!counts(change)) Object.assign(change, { acknowledged: false, withdrawn: true });
+      }
+    }
   }
 
   /** What was under way when everything stopped happened, or did not; it cannot happen any more. */
@@ -183,6 +196,8 @@ export class Oracle {
     // The one found is in the page cache, not on the disk: after power loss the older ones may come back.
     const found: Found = { ...this.#foundDurable(values), durable: false, startedAt: this.#sequence++ };
     found.endedAt = this.#sequence++;
+    const withdrawn = list.some((it) => it.withdrawn && valuesIn(it).some((value) => values.includes(value)));
+    if (withdrawn) Object.assign(found, { acknowledged: false, withdrawn });
     list.push(found);
   }
 

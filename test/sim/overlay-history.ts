@@ -3,7 +3,6 @@
  * loss, by the death of the process alone, or in order. After each the disk must hold what it may hold; in the end
  * everything is healed, hydrated and completed, and the image alone must hold it.
  */
-import type { CorChaosPoint } from "../../src/cor/chaos-points.ts";
 import { Destination, type Life } from "./destination.ts";
 import type { Survival } from "./oracle.ts";
 import { Puller } from "./puller.ts";
@@ -12,7 +11,7 @@ import { drawHabits, Guest } from "./workload.ts";
 
 const LIVES_MAX = 3;
 const REQUESTS_MAX = 14;
-/** By then a latched overlay has destroyed its log, however slow the disk. */
+/** By then a latched overlay has noticed, and destroyed its log, however slow the disk. */
 const LATCH_MS = 1000;
 const FINISH_MS = 600_000;
 
@@ -23,12 +22,13 @@ export interface OverlayHistoryResult {
   readonly requests: number;
 }
 
-/** Rejects with `OracleError`, `SimHangError` or `SimLeakError`. */
+/** Rejects with `OracleError`, `TablesError`, `SimHangError` or `SimLeakError`. */
 export async function overlayHistory(
   seed: number,
-  mutants: readonly CorChaosPoint[] = [],
+  mutants: readonly string[] = [],
+  formatName = "raw",
 ): Promise<OverlayHistoryResult> {
-  const history = new History(new Destination(seed, mutants));
+  const history = new History(new Destination(seed, mutants, formatName));
   await history.run();
   const { powerLosses, kills, requests } = history;
   return { trace: history.at.world.scheduler.traceHash, powerLosses, kills, requests };
@@ -39,6 +39,8 @@ class History {
   powerLosses = 0;
   kills = 0;
   requests = 0;
+  /** There was a life in which writes failed. */
+  #wasFull = false;
 
   constructor(at: Destination) {
     this.at = at;
@@ -82,9 +84,10 @@ class History {
   async #openAndCheck(before: Survival): Promise<Life> {
     const { world, oracle } = this.at;
     const { rng, scheduler } = world;
+    await this.at.checkTables("may-be");
     let survival = before;
     // The kernel has forgotten what it lost: only the disk tells.
-    let power = survival === "after-latch";
+    let power = survival === "after-latch" && rng.chance(0.5);
     for (let rounds = 0; power || (rounds < 3 && rng.chance(0.1)); rounds++) {
       const opening = this.at.open();
       if (survival === "after-latch") {
@@ -123,7 +126,9 @@ class History {
       guest.run([this.at.region(life.overlay)], rng.integer(1, mapFull ? 3 * REQUESTS_MAX : REQUESTS_MAX)),
       rng.chance(0.6) ? this.#pull(life, puller) : Promise.resolve(),
     ]);
-    await scheduler.runFor(limitMs);
+    // Now and then in the very instant in which somebody is told that data was lost.
+    if (end === "kill" && rng.chance(0.5)) await this.#untilTold(guest, limitMs);
+    else await scheduler.runFor(limitMs);
     failed.rethrow();
     this.requests += guest.requests;
     if (end === "close") {
@@ -131,13 +136,23 @@ class History {
       guest.stop();
       await this.#close(life, failed.settled);
     }
-    const latched = host.disk.ioErrors > errorsBefore;
-    if (latched) await scheduler.runFor(LATCH_MS);
+    // An overlay that has had time to learn of an error, or none.
+    if (host.disk.ioErrors > errorsBefore && rng.chance(0.3)) await scheduler.runFor(LATCH_MS);
     failed.rethrow();
-    Object.assign(host.disk.behaviour, { syncError: 0, noSpace: 0, writeError: 0 });
     const power = end === "power-loss" || (end === "close" && rng.chance(0.5));
     this.#crash(power);
-    return power ? "power-loss" : latched ? "after-latch" : "process-kill";
+    // A sync that was under way may have failed with nobody left to be told.
+    const lost = host.disk.ioErrors > errorsBefore;
+    Object.assign(host.disk.behaviour, { syncError: 0, noSpace: 0, writeError: 0 });
+    return power ? "power-loss" : lost ? "after-latch" : "process-kill";
+  }
+
+  async #untilTold(guest: Guest, limitMs: number): Promise<void> {
+    const { scheduler } = this.at.world;
+    const { promise, resolve } = Promise.withResolvers<void>();
+    scheduler.after(limitMs, "limit", resolve);
+    guest.onLost = resolve;
+    await scheduler.complete(promise);
   }
 
   #puller({ overlay, backing, env }: Life): Puller {
@@ -167,10 +182,11 @@ class History {
     const { world, host } = this.at;
     const { rng, scheduler } = world;
     const { behaviour } = host.disk;
-    if (rng.chance(0.1)) behaviour.syncError = 0.2;
+    if (rng.chance(0.1)) behaviour.syncError = rng.pick([0.2, 0.8]);
     if (rng.chance(0.03)) behaviour.writeError = 0.1;
     if (rng.chance(0.1)) Object.assign(behaviour, { noSpace: rng.pick([0.1, 0.5]), noSpaceAt: "" });
     // Only the map: the guest goes on, and more and more waits for the next commit. A kill tells most.
+    this.#wasFull ||= behaviour.noSpace > 0 || behaviour.writeError > 0;
     const mapFull = rng.chance(0.1);
     if (mapFull) Object.assign(behaviour, { noSpace: rng.pick([0.5, 1]), noSpaceAt: ".map" });
     for (const session of [backing, background]) {
@@ -217,6 +233,9 @@ class History {
     await this.#close(life, Promise.resolve());
     const power = rng.chance(0.5);
     this.#crash(power);
+    // QED has no way to give space back once a table entry for it could not be written.
+    const spaceLost = power || (this.#wasFull && this.at.format.name === "qed");
+    await this.at.checkTables(spaceLost ? "may-be" : "must-not-be");
     const image = await scheduler.complete(this.at.openPlain());
     if (image.sizeBytes !== this.at.sizeBytes) throw new Error(`the image has ${image.sizeBytes} bytes`);
     const survival = power ? "power-loss" : "process-kill";

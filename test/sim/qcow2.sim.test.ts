@@ -1,4 +1,4 @@
-import { expect } from "vitest";
+import { expect, test } from "vitest";
 import { ImageOpenError } from "../../src/image/errors.ts";
 import { QCOW2_CHAOS_POINTS } from "../../src/image/qcow2/chaos-points.ts";
 import { counts, itSeeded, type Prng } from "../support/seed.ts";
@@ -9,6 +9,10 @@ import { Qcow2TablesError, qcow2History } from "./qcow2-history.ts";
 const TIMEOUT_MS = 240_000;
 /** Histories after which a mutant must have been caught. */
 const MUTANT_HISTORIES_MAX = 20_000;
+/** Histories that have failed, and what had been wrong. */
+const ONCE_FAILED: readonly [seed: number, what: string][] = [
+  [3_200_013_417, "the history took a kill for harmless during which a sync had failed"],
+];
 
 async function breathe(seed: number): Promise<void> {
   if (seed % 50 === 0) await new Promise((resolve) => setImmediate(resolve));
@@ -18,7 +22,7 @@ itSeeded(
   "a qcow2 image loses nothing it acknowledged, whatever the crash, and a crash leaves lost space at most",
   async (rng) => {
     const first = rng.integer(1, 1e9);
-    const count = counts({ local: 2000, ci: 20_000 });
+    const count = counts({ local: 400, ci: 20_000 });
     const startedMs = performance.now();
     const seen = { requests: 0, leaks: 0, lives: 0, dirtied: 0, checks: 0 };
     for (let seed = first; seed < first + count; seed++) {
@@ -41,6 +45,12 @@ itSeeded(
   },
   TIMEOUT_MS,
 );
+
+for (const [seed, what] of ONCE_FAILED) {
+  test(`history ${seed} passes, which had failed because ${what}`, async () => {
+    await qcow2History(seed);
+  });
+}
 
 itSeeded("a history is the same each time its seed is run", async (rng) => {
   for (let round = 0; round < 30; round++) {

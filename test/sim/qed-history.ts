@@ -121,12 +121,14 @@ class History {
     if (closes) await this.#close(env, image, backing);
     this.requests += guest.requests;
     this.failures += guest.failures;
-    // What a failed sync has dropped is in the page cache still, and no later process can know.
-    const unsure = host.disk.ioErrors > 0 && !end.endsWith("power-loss");
-    if (end.endsWith("power-loss")) host.losePower();
+    const power = end.endsWith("power-loss");
+    if (power) host.losePower();
     else host.kill();
+    // What a failed sync has dropped is in the page cache still, and no later process can know; nor of one that was under
+    // way when the process died.
+    const unsure = host.disk.ioErrors > 0 && !power;
     Object.assign(host.disk.behaviour, { syncError: 0, noSpace: 0 });
-    oracle.recover(end.endsWith("power-loss") ? "power-loss" : "process-kill", await this.inspect());
+    oracle.recover(power ? "power-loss" : "process-kill", await this.inspect());
     return !unsure;
   }
 

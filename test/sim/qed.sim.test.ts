@@ -1,4 +1,4 @@
-import { expect } from "vitest";
+import { expect, test } from "vitest";
 import { QED_CHAOS_POINTS } from "../../src/image/qed/chaos-points.ts";
 import { counts, itSeeded, type Prng } from "../support/seed.ts";
 import { OracleError } from "./oracle.ts";
@@ -8,6 +8,11 @@ import { QedTablesError, qedHistory } from "./qed-history.ts";
 const TIMEOUT_MS = 240_000;
 /** Histories after which a mutant must have been caught. */
 const MUTANT_HISTORIES_MAX = 20_000;
+/** Histories that have failed, and what had been wrong. */
+const ONCE_FAILED: readonly [seed: number, what: string][] = [
+  [485_130_568, "space that a failed write had used was zeroed, but not durably, before it was used again"],
+  [3_100_001_712, "the history took a kill for harmless during which a sync had failed"],
+];
 
 async function breathe(seed: number): Promise<void> {
   if (seed % 50 === 0) await new Promise((resolve) => setImmediate(resolve));
@@ -17,7 +22,7 @@ itSeeded(
   "a QED image loses nothing it acknowledged, whatever the crash, and a crash leaves lost space at most",
   async (rng) => {
     const first = rng.integer(1, 1e9);
-    const count = counts({ local: 2000, ci: 20_000 });
+    const count = counts({ local: 600, ci: 20_000 });
     const startedMs = performance.now();
     const seen = { requests: 0, checks: 0, cleared: 0, lives: 0 };
     for (let seed = first; seed < first + count; seed++) {
@@ -39,6 +44,12 @@ itSeeded(
   },
   TIMEOUT_MS,
 );
+
+for (const [seed, what] of ONCE_FAILED) {
+  test(`history ${seed} passes, which had failed because ${what}`, async () => {
+    await qedHistory(seed);
+  });
+}
 
 itSeeded("a history is the same each time its seed is run", async (rng) => {
   for (let round = 0; round < 30; round++) {

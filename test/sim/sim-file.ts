@@ -109,17 +109,22 @@ export class SimFile implements File {
   dataSync(): Promise<void> {
     if (this.#syncFailure !== undefined && this.#disk.behaviour.filesRemember) return Promise.reject(this.#syncFailure);
     const point = this.#inode.syncPoint();
+    const lose = (): void => {
+      this.#disk.ioErrors += 1;
+      this.#inode.failSync(point, this.#disk.rng);
+    };
     const act = (): void => {
       if (this.#fails("syncError")) {
-        this.#disk.ioErrors += 1;
-        this.#inode.failSync(point, this.#disk.rng);
+        lose();
         this.#syncFailure = new FileError("EIO", `cannot sync ${this.path}`);
         throw this.#syncFailure;
       }
       if (this.#syncFailure !== undefined && this.#disk.behaviour.filesRemember) throw this.#syncFailure;
       this.#inode.finishSync(point);
     };
-    return this.#run({ label: "sync", act }, false);
+    // The kernel goes on when the process has died, and then nobody is told.
+    const inPart = (): void => void (this.#fails("syncError") && lose());
+    return this.#run({ label: "sync", act, inPart }, false);
   }
 
   willNeed(): void {

@@ -57,6 +57,8 @@ export class Guest {
   failures = 0;
   /** A write or flush failed for good: the disk is of no more use until it is opened anew. */
   lost = false;
+  /** Called when that is found, each time. */
+  onLost: () => void = () => {};
   #stopped = false;
 
   constructor(parts: GuestParts) {
@@ -168,7 +170,12 @@ export class Guest {
     const begunAt = oracle.beginFlush();
     const failure = await this.#attempt(() => device.flush());
     if (failure === undefined) oracle.acknowledgeFlush(begunAt);
-    else if (failure.code !== "no-space") this.lost = true;
+    else if (failure.code !== "no-space") this.#lose();
+  }
+
+  #lose(): void {
+    this.lost = true;
+    this.onLost();
   }
 
   /** What it failed with, if that was a `BlockError`; anything else is a bug, and thrown. */
@@ -179,7 +186,7 @@ export class Guest {
     } catch (error) {
       if (!(error instanceof BlockError)) throw error;
       this.failures += 1;
-      if (error.code === "shutting-down" || error instanceof ConnectionLostError) this.lost = true;
+      if (error.code === "shutting-down" || error instanceof ConnectionLostError) this.#lose();
       return error;
     }
   }

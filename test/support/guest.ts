@@ -175,9 +175,13 @@ function guestImage(): Promise<string> {
   return building;
 }
 
-/** `itWith`, for tests that need a guest: with what it takes to build and boot one, and `tools` besides. */
+/**
+ * `itWith`, for tests that need a guest: with what it takes to build and boot one, and `tools` besides. They take a minute
+ * together: in CI, and elsewhere when asked for.
+ */
 export function itBoots(tools: readonly string[], title: string, body: (context: TestContext) => Promise<void>): void {
   const test = async (context: TestContext): Promise<void> => {
+    if (!process.env["CI"] && !process.env["BLOCKFERRY_GUESTS"]) context.skip("a real guest: set BLOCKFERRY_GUESTS=1");
     try {
       await guestImage();
     } catch (error) {

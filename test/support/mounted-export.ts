@@ -5,23 +5,51 @@
  */
 import { spawn } from "node:child_process";
 import { once } from "node:events";
-import { accessSync, constants, mkdirSync, statSync, writeFileSync } from "node:fs";
+import {
+  accessSync,
+  closeSync,
+  constants,
+  fsyncSync,
+  mkdirSync,
+  openSync,
+  statSync,
+  writeFileSync,
+  writeSync,
+} from "node:fs";
 import { expect } from "vitest";
 import { runOk } from "./run.ts";
 import type { TempDir } from "./temp-dir.ts";
+import { itWith, requireHost, requireRoot } from "./tools.ts";
 
-/** Programs that `attachExport` and `mountDevice` call. */
-export const MOUNT_TOOLS = ["qemu-storage-daemon", "losetup", "mount", "umount", "mkfs.ext4", "e2fsck", "fstrim"];
+/** Programs that `attachExport` and `mountDevice` call, and those that make and check what is mounted. */
+const MOUNT_TOOLS = ["qemu-storage-daemon", "losetup", "mount", "umount", "mkfs.ext4", "e2fsck", "fstrim"];
 
-/** Why it cannot be done here, or undefined. */
-export function mountHint(): string | undefined {
-  if (process.getuid?.() !== 0) return "mounting an export is for root";
+const MOUNT_DEVICES = ["/dev/fuse", "/dev/loop-control"];
+
+/** `itWith`, for tests that mount an export: with `MOUNT_TOOLS`, `tools`, root and the devices that it takes. */
+export function itMounts(tools: readonly string[], title: string, body: () => Promise<void>): void {
+  itWith([...MOUNT_TOOLS, ...tools], title, async (context) => {
+    requireRoot(context, "mounting an export");
+    const lacking = MOUNT_DEVICES.filter((path) => !isAccessible(path));
+    requireHost(context, lacking.length > 0 ? `mounting an export needs ${lacking.join(" and ")}` : undefined);
+    await body();
+  });
+}
+
+/** Writes a file, and has its file system make it durable. */
+export function writeSynced(path: string, contents: Buffer): void {
+  const fd = openSync(path, "w");
+  for (let at = 0; at < contents.length; ) at += writeSync(fd, contents, at);
+  fsyncSync(fd);
+  closeSync(fd);
+}
+
+function isAccessible(path: string): boolean {
   try {
-    accessSync("/dev/fuse", constants.R_OK | constants.W_OK);
-    accessSync("/dev/loop-control", constants.R_OK | constants.W_OK);
-    return undefined;
+    accessSync(path, constants.R_OK | constants.W_OK);
+    return true;
   } catch {
-    return "mounting an export needs /dev/fuse and loop devices";
+    return false;
   }
 }
 

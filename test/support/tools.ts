@@ -1,6 +1,6 @@
 /**
- * Tests against real peers. A tool that is missing skips the test with a hint, except in CI, where it fails the test:
- * an interop suite that silently ran nothing has been seen to pass.
+ * Tests against real peers. A tool that is missing, or something else that this host does not give, skips the test with
+ * a hint, except in CI, where it fails the test: an interop suite that silently ran nothing has been seen to pass.
  */
 import { spawnSync } from "node:child_process";
 import { accessSync, constants } from "node:fs";
@@ -33,12 +33,21 @@ export function missingHint(tools: readonly string[]): string | undefined {
   return missing.length > 0 ? `needs ${missing.join(", ")}: run scripts/install-peers` : undefined;
 }
 
-/** Inside a test: returns when every tool is there; otherwise skips the test, or in CI fails it. */
-export function requireTools(context: Pick<TestContext, "skip">, tools: readonly string[]): void {
-  const hint = missingHint(tools);
+/** Inside a test: returns when `hint`, what stands in its way, is undefined; otherwise skips the test, or in CI fails it. */
+export function requireHost(context: Pick<TestContext, "skip">, hint: string | undefined): void {
   if (hint === undefined) return;
   if (process.env["CI"]) throw new Error(hint);
   context.skip(hint);
+}
+
+/** As `requireHost`, for what only root may do: `requireRoot(context, "mounting")`. */
+export function requireRoot(context: Pick<TestContext, "skip">, what: string): void {
+  requireHost(context, process.getuid?.() === 0 ? undefined : `${what} is for root: run the tests as root`);
+}
+
+/** As `requireHost`: every tool has to be there. */
+export function requireTools(context: Pick<TestContext, "skip">, tools: readonly string[]): void {
+  requireHost(context, missingHint(tools));
 }
 
 /** `itWith(["nbdinfo"], "nbdinfo reads the size", async () => { … })` */

@@ -14,7 +14,7 @@ const EXAMPLES = `
 Examples:
   blockferry clone nbd://storage/vda vda.raw             a copy of vda, usable at once on 127.0.0.1:10809
   blockferry clone -U /run/vda.sock --rate 100M 'nbd+unix:///?socket=/run/src.sock' vda.raw
-  blockferry clone --exit-when-hydrated nbds://storage/vda vda.raw    just the copy
+  blockferry clone --exit-when-hydrated nbds://storage/vda vda.qcow2  just the copy, as qcow2
 The same command again resumes, and keeps whatever was written to the copy. vda.raw.map beside the image says what is
 local; until everything is, only \`clone\` opens the image. The source must not change meanwhile, and is never written.
 
@@ -38,7 +38,7 @@ export function addClone(program: Command, context: CommandContext): void {
     .optionsGroup(EXPORT)
     .option("-x, --export-name <name>", "name of the export; the image is the default export as well")
     .option("--description <text>", "shown to clients that list the exports")
-    .option("--format <format>", "format of the image; raw")
+    .option("--format <format>", "format of the image: raw, qed or qcow2 (default: by its extension, else raw)")
     .option(
       "--cluster-size <size>",
       "of a new image: how finely local and missing are told apart (default: 4K)",

@@ -81,7 +81,7 @@ export function cloneStatus(control: CloneControl): ResultOf<"status"> {
       {
         name: plan.serve.exportName,
         image: plan.serve.image,
-        format: "raw",
+        format: plan.format.name,
         readOnly: false,
         sizeBytes: progress.totalBytes,
         clusterBytes: parts.overlay.clusterBytes,

@@ -1,5 +1,6 @@
 /** What `clone` was asked to do, checked as a whole. Nothing is opened here. */
 import { resolve } from "node:path";
+import { chooseFormat, type ImageFormat } from "../../image/format.ts";
 import { usageError } from "../cli-error.ts";
 import type { ProgressForm } from "../progress/option.ts";
 import { planServe, type ServeFlags, type ServePlan, type Surroundings } from "../serving/plan.ts";
@@ -25,6 +26,8 @@ export interface ClonePlan {
   /** Where and how the overlay is served, as `serve` would serve an image. */
   readonly serve: ServePlan;
   readonly source: SourcePlan;
+  /** Of the image. */
+  readonly format: ImageFormat;
   /** Background bytes a second; undefined: as fast as it goes. */
   readonly rateBytesPerSecond: number | undefined;
   /** Background bytes under way; undefined: it follows the path. */
@@ -53,9 +56,6 @@ export interface CloneArguments {
 
 export function planClone({ source, image }: CloneArguments, flags: CloneFlags, around: Surroundings): ClonePlan {
   const { format, insecure = false, onSourceLoss = "stall", sourceLossDeadline, clusterSize, rate } = flags;
-  if (format !== undefined && format !== "raw") {
-    throw usageError("cannot use --format", `an overlay cannot be ${format}`, "use --format=raw, or leave it out");
-  }
   if (sourceLossDeadline !== undefined && onSourceLoss === "stall") {
     const why = "with --on-source-loss=stall, reads wait for as long as the source is away";
     throw usageError("cannot use --source-loss-deadline", why, "add --on-source-loss=eio, or leave it out");
@@ -63,6 +63,7 @@ export function planClone({ source, image }: CloneArguments, flags: CloneFlags, 
   checkClusterSize(clusterSize);
   return {
     serve: planServe(image, flags, around),
+    format: chooseFormat(image, format).format,
     source: planSource(source, { directory: around.directory, insecure }),
     rateBytesPerSecond: rate ?? undefined,
     windowBytes: flags.window ?? undefined,

@@ -3,16 +3,20 @@
  * long been complete. Nothing is served yet.
  */
 
+import { statSync } from "node:fs";
+import { dirname } from "node:path";
 import type { BlockDevice } from "../../block/device.ts";
 import { peekMap } from "../../cor/map-peek.ts";
 import type { Overlay } from "../../cor/overlay.ts";
 import { createOverlay, mapPath, openOverlay } from "../../cor/overlay-files.ts";
 import type { Env } from "../../env/env.ts";
-import { createRawOverlay, openRawOverlay } from "../../image/raw-overlay.ts";
+import { FileError } from "../../env/files.ts";
+import type { OverlayFormat } from "../../image/format.ts";
 import { readBootId } from "../../os/boot-id.ts";
 import { compareSources, identifySource } from "../../stream/source-identity.ts";
-import { CliError } from "../cli-error.ts";
+import { CliError, usageError } from "../cli-error.ts";
 import { EXIT_IO, EXIT_UNAVAILABLE } from "../exit-codes.ts";
+import { refuseForeign } from "../image/overlay-guard.ts";
 import type { ClonePlan } from "./plan.ts";
 import type { ConnectSource } from "./source.ts";
 
@@ -29,6 +33,8 @@ export interface Begun {
 /** Afterwards there is an overlay beside IMAGE, or the image is complete. The source is asked only for a new one. */
 export async function beginOverlay(env: Env, plan: ClonePlan, connect: ConnectSource): Promise<Begun> {
   const path = plan.serve.image;
+  if (isBlockDevice(path)) throw onDevice(path);
+  await refuseForeign(env, path);
   const map = await peekMap(env, path);
   if (map === "unreadable") throw unreadable(path);
   if (map !== undefined && map !== "blank" && map.state !== "new") {
@@ -41,13 +47,17 @@ export async function beginOverlay(env: Env, plan: ClonePlan, connect: ConnectSo
   const identity = await identifySource(source);
   // Nobody could know it again, so nothing could ever be read from it.
   if (compareSources(identity, identity) === "unknown") throw unknowable(plan);
-  await createOverlay(env, {
-    path,
-    sizeBytes,
-    sourceIdentity: identity,
-    ...(plan.clusterBytes !== undefined && { clusterBytes: plan.clusterBytes }),
-    createImage: (uuid, begun) => createRawOverlay(env, { path, sizeBytes, uuid, begun }),
-  });
+  try {
+    await createOverlay(env, {
+      path,
+      sizeBytes,
+      sourceIdentity: identity,
+      ...(plan.clusterBytes !== undefined && { clusterBytes: plan.clusterBytes }),
+      createImage: (uuid, begun) => overlayFormat(plan).create(env, { path, sizeBytes, uuid, begun }),
+    });
+  } catch (error) {
+    throw error instanceof FileError ? besideImage(path, error) : error;
+  }
   return { state: "begun", sizeBytes, identity, resumed: false };
 }
 
@@ -60,9 +70,10 @@ export interface Backings {
 /** Opens, and locks, what `beginOverlay` has found or made. The sources stay the caller's. */
 export async function openBegunOverlay(
   env: Env,
-  path: string,
+  plan: ClonePlan,
   { demand, ahead, background }: Backings,
 ): Promise<Overlay> {
+  const path = plan.serve.image;
   return await openOverlay(env, {
     path,
     backing: demand,
@@ -70,8 +81,48 @@ export async function openBegunOverlay(
     background,
     bootId: await readBootId(),
     openStore: ({ sizeBytes, uuid, clusterBytes, state }) =>
-      openRawOverlay(env, { path, sizeBytes, uuid, clusterBytes, complete: state === "complete" }),
+      overlayFormat(plan).open(env, { path, sizeBytes, uuid, clusterBytes, state }),
   });
+}
+
+function overlayFormat({ format, serve }: ClonePlan): OverlayFormat {
+  if (format.overlay !== undefined) return format.overlay;
+  throw usageError(`cannot copy to ${serve.image}`, `a copy cannot be ${format.name}`, "choose raw, qed or qcow2");
+}
+
+function isBlockDevice(path: string): boolean {
+  try {
+    return statSync(path).isBlockDevice();
+  } catch {
+    // Whoever opens it has more to say about it.
+    return false;
+  }
+}
+
+/** A device's name is in a folder that is made anew at each start, its length is fixed, and it holds what was there before. */
+function onDevice(path: string): CliError {
+  return new CliError({
+    exitCode: EXIT_IO,
+    code: "block-device",
+    what: `cannot copy onto ${path}`,
+    why: "it is a block device: a copy under way keeps its map and log beside the image, and marks the image as unfinished",
+    hint: `clone to a file with --exit-when-hydrated, then \`qemu-img convert -n -f raw -O raw FILE ${path}\``,
+  });
+}
+
+const FOLDER_TROUBLE: Readonly<Record<string, readonly [code: string, why: string, hint: string]>> = {
+  ENOENT: ["not-found", "there is no folder %", "create the folder first, or correct the name"],
+  ENOTDIR: ["not-found", "% is no folder", "correct the name"],
+  EACCES: ["permission", "% may not be written to by us", "check the permissions of that folder"],
+  EROFS: ["permission", "% is on a file system that is read-only", "choose a place that can be written to"],
+  ENOSPC: ["no-space", "% is on a file system that is full", "make room there, or choose another place"],
+};
+
+/** The map and the log go where the image goes. */
+function besideImage(path: string, error: FileError): CliError {
+  const [code, why, hint] = FOLDER_TROUBLE[error.code] ?? [error.code, error.message, "look at the kernel log"];
+  const what = `cannot begin a copy at ${path}`;
+  return new CliError({ exitCode: EXIT_IO, code, what, why: why.replace("%", dirname(path)), hint }, { cause: error });
 }
 
 function unreadable(path: string): CliError {

@@ -6,6 +6,7 @@ import { EventHub } from "../../control/event-hub.ts";
 import { Milestones } from "../../control/milestones.ts";
 import { VerbRegistry } from "../../control/registry.ts";
 import type { Env } from "../../env/env.ts";
+import { loadNative } from "../../os/native.ts";
 import { sdNotify } from "../../os/sd-notify.ts";
 import type { SourceState } from "../../stream/source-session.ts";
 import { Cleanup } from "../cleanup.ts";
@@ -44,6 +45,12 @@ export async function clone(plan: ClonePlan, around: ServeSurroundings): Promise
   const begun = await beginUnlessStopped({ env, plan, connect, stop });
   if (begun === undefined) return stopStatus(plan);
   const { uri } = plan.source;
+  const native = loadNative();
+  if (native.state === "off") {
+    log.warn("without native calls, holes are found by reading them: slow where a disk is large", {
+      why: native.reason,
+    });
+  }
   log.info(begun.resumed ? "going on with a copy" : "beginning a copy", { source: uri, bytes: begun.sizeBytes });
 
   const startedMs = env.clock.nowMs();

@@ -9,6 +9,7 @@ import { type Progress, progressLine } from "../progress/format.ts";
 
 const REASONS = {
   operator: "paused by the operator",
+  connecting: "connecting to the source",
   source: "the source is away",
   "no-space": "the local disk is full",
   "source-errors": "the source cannot read what is left",
@@ -107,6 +108,7 @@ export function diskState(progress: HydrationProgress): DiskStatus["state"] {
 }
 
 export function overallState(progress: HydrationProgress): Status["state"] {
+  if (progress.stalledBy === "connecting") return "starting";
   const state = hydrationState(progress);
   if (state === "hydrated") return "complete";
   return state === "hydrating" ? "running" : state;
@@ -119,7 +121,7 @@ export function nextStep(progress: HydrationProgress, source: SourceState): stri
   if (progress.state === "failed") return "check the local disk and the kernel log, then run the same command again";
   if (progress.state === "paused") return "blockferry resume";
   if (progress.state === "no-space") return "make room on the image's file system; it goes on by itself";
-  if (progress.state === "disconnected") return "bring the source back; it reconnects by itself";
+  if (progress.stalledBy === "source") return "bring the source back; it reconnects by itself";
   if (progress.state === "incomplete") return "see `blockferry missing`: the source cannot read these blocks";
   return null;
 }

@@ -4,8 +4,8 @@ import type { Clock } from "../../env/clock.ts";
 import { parseTrace, TraceError, TraceRecorder } from "../../stream/access-trace.ts";
 import type { ByteRange } from "../../stream/order.ts";
 import type { Cleanup } from "../cleanup.ts";
-import { CliError, usageError } from "../cli-error.ts";
-import { EXIT_USAGE } from "../exit-codes.ts";
+import { CliError } from "../cli-error.ts";
+import { EXIT_IO } from "../exit-codes.ts";
 
 const BUFFER_CHARS = 64 * 1024;
 
@@ -18,7 +18,15 @@ export function recordTrace(
   try {
     file = openSync(path, "w", 0o600);
   } catch (error) {
-    throw usageError("cannot record a trace", reason(error), "choose a file that can be written");
+    const hint = "choose a file that can be written";
+    const parts = {
+      exitCode: EXIT_IO,
+      code: "trace",
+      what: `cannot record a trace in ${path}`,
+      why: reason(error),
+      hint,
+    };
+    throw new CliError(parts, { cause: error });
   }
   let lines: string[] = [];
   let chars = 0;
@@ -48,7 +56,7 @@ export function readTrace(path: string, sizeBytes: number): ByteRange[] {
   } catch (error) {
     const hint = error instanceof TraceError ? "record one with --record-trace" : "check the name of the file";
     const what = `cannot replay the trace ${path}`;
-    throw new CliError({ exitCode: EXIT_USAGE, code: "trace", what, why: reason(error), hint }, { cause: error });
+    throw new CliError({ exitCode: EXIT_IO, code: "trace", what, why: reason(error), hint }, { cause: error });
   }
 }
 

@@ -20,6 +20,11 @@ export function parseProgress(text: string): ProgressForm {
   throw new InvalidArgumentError(`It is one of ${WORDS.join(", ")}, or the number of a file descriptor.`);
 }
 
+const BARE: ReadonlyMap<string, string> = new Map([
+  ["--progress", "--progress=auto"],
+  ["--repair", "--repair=all"],
+]);
+
 export function progressOption() {
   return new Option(
     "--progress <form>",
@@ -29,8 +34,8 @@ export function progressOption() {
     .default({ kind: "auto" } as ProgressForm, "auto");
 }
 
-/** A bare `--progress` would take the next word for its value: it becomes `--progress=auto`. */
-export function expandBareProgress(args: readonly string[]): string[] {
+/** A bare `--progress` would take the next word for its value: it becomes `--progress=auto`; so does `--repair`. */
+export function expandBareFlags(args: readonly string[]): string[] {
   const end = args.indexOf("--");
-  return args.map((word, index) => (word === "--progress" && (end < 0 || index < end) ? "--progress=auto" : word));
+  return args.map((word, index) => (end < 0 || index < end ? (BARE.get(word) ?? word) : word));
 }

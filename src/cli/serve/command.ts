@@ -27,7 +27,7 @@ export function addServe(program: Command, context: CommandContext): void {
     .description(
       "Serves an image file or block device over NBD until it is told to stop, and prints the URI to connect to.",
     )
-    .argument("<image>", "the image");
+    .argument("<image>", "the image; over others: top.qcow2,backing=mid.qcow2,backing=base.raw");
   addListenOptions(command);
   command
     .optionsGroup(EXPORT)

@@ -7,6 +7,8 @@ import { VerbRegistry } from "../../control/registry.ts";
 import type { DiskStatus, Status } from "../../control/status.ts";
 import { VERBS } from "../../control/verbs.ts";
 import type { Clock } from "../../env/clock.ts";
+import type { Image } from "../../image/image.ts";
+import { tableCheckStatus } from "../image/table-check-status.ts";
 import { type OpenControl, openControl } from "../instance/open-control.ts";
 import type { Log } from "../log.ts";
 import type { ServePlan } from "../serving/plan.ts";
@@ -25,7 +27,7 @@ export interface ServeControlOptions {
 /** What is known once clients can connect. */
 export interface ServedDisk {
   readonly format: string;
-  readonly sizeBytes: number;
+  readonly image: Image;
   readonly uri: string;
 }
 
@@ -115,7 +117,8 @@ export class ServeControl {
   /** All of the image is here, and always was. */
   #disks(): DiskStatus[] {
     if (this.#served === undefined) return [];
-    const { format, sizeBytes } = this.#served;
+    const { format, image } = this.#served;
+    const { sizeBytes } = image;
     const { exportName: name, readOnly } = this.#options.plan;
     return [
       {
@@ -130,6 +133,7 @@ export class ServeControl {
         state: "concluded",
         hydration: null,
         source: null,
+        ...tableCheckStatus(image),
       },
     ];
   }

@@ -1,6 +1,6 @@
 /** Opens an image for serving. */
 import type { Env } from "../../env/env.ts";
-import { openImage } from "../../image/format.ts";
+import { type Chain, openChain } from "../../image/chain.ts";
 import type { Image } from "../../image/image.ts";
 import { CliError } from "../cli-error.ts";
 import { EXIT_IO } from "../exit-codes.ts";
@@ -8,14 +8,26 @@ import { refuseIncomplete } from "../image/overlay-guard.ts";
 import type { Log } from "../log.ts";
 import type { ServePlan } from "../serving/plan.ts";
 
+export interface OpenedForServing {
+  readonly device: Image;
+  readonly format: string;
+  /** The image, and those that it lies over. */
+  close(): Promise<void>;
+}
+
 /** The image, locked; the caller closes it. An image without a single byte is taken for a mistake. */
-export async function openForServing(env: Env, plan: ServePlan, log: Log): Promise<{ device: Image; format: string }> {
-  const { image: path, readOnly, format } = plan;
-  await refuseIncomplete(env, path);
-  const opened = await openImage(env, { path, readOnly, ...(format !== undefined && { format }) });
-  if (opened.notice !== undefined) log.warn(opened.notice);
-  if (opened.image.sizeBytes > 0) return { device: opened.image, format: opened.format.name };
-  await opened.image.close();
+export async function openForServing(env: Env, plan: ServePlan, log: Log): Promise<OpenedForServing> {
+  const { image: path, readOnly, format, below = [] } = plan;
+  const chain: Chain = [{ path, ...(format !== undefined && { format }) }, ...below];
+  for (const link of chain) await refuseIncomplete(env, link.path);
+  const { top, images, close } = await openChain(env, { chain, readOnly });
+  for (const { notice } of images) if (notice !== undefined) log.warn(notice);
+  if (top.image.sizeBytes > 0) {
+    // The sooner its tables are checked, the sooner it takes every write.
+    if (top.image.dirty && !readOnly) void top.image.cache(0, 0).catch(() => undefined);
+    return { device: top.image, format: top.format.name, close };
+  }
+  await close();
   throw new CliError({
     exitCode: EXIT_IO,
     code: "empty",

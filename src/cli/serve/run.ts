@@ -35,7 +35,7 @@ export async function serve(plan: ServePlan, around: ServeSurroundings): Promise
   const control = await controlAsPlanned(plan, around, stop);
   cleanup.defer(() => control?.close());
   const image = await openForServing(around.env, plan, log);
-  cleanup.defer(() => image.device.close());
+  cleanup.defer(() => image.close());
   const { server, served } = await startServing(plan, around, {
     exports: exportsOf(plan, image.device),
     credentials,
@@ -53,7 +53,7 @@ export async function serve(plan: ServePlan, around: ServeSurroundings): Promise
     bytes: image.device.sizeBytes,
     uri: formatUri(served),
   });
-  control?.listening({ format: image.format, sizeBytes: image.device.sizeBytes, uri: formatUri(served) });
+  control?.listening({ format: image.format, image: image.device, uri: formatUri(served) });
   around.announce(served);
   sdNotify(around.notifySocket, ["READY=1", `STATUS=Serving ${printable(plan.image)}`]);
   cleanup.defer(() => sdNotify(around.notifySocket, ["STOPPING=1"]));

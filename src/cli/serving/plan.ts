@@ -4,6 +4,7 @@
  */
 import { isIPv4, isIPv6 } from "node:net";
 import { resolve } from "node:path";
+import type { ChainLink } from "../../image/chain.ts";
 import { NBD_DEFAULT_PORT, NBD_MAX_STRING } from "../../nbd/constants.ts";
 import { CliError, usageError } from "../cli-error.ts";
 import { EXIT_USAGE } from "../exit-codes.ts";
@@ -77,6 +78,8 @@ export type CredentialsPlan =
 export interface ServePlan {
   readonly image: string;
   readonly format: string | undefined;
+  /** What the image lies over, the next one first; by default nothing. */
+  readonly below?: readonly ChainLink[];
   readonly readOnly: boolean;
   readonly exportName: string;
   readonly description: string | undefined;
@@ -166,7 +169,10 @@ function checkedSocketPath(path: string, directory: string, flag: "--unix" | "--
   throw usageError(`cannot use ${flag}`, why, hint);
 }
 
-function planTls(flags: ServeFlags, cwd: string): TlsPlan {
+export function planTls(
+  flags: Pick<ServeFlags, "tls" | "tlsCertificates" | "tlsPsk" | "tlsVerifyPeer" | "insecure">,
+  cwd: string,
+): TlsPlan {
   const { tlsVerifyPeer: verifyPeer = false, insecure = false } = flags;
   const credentials = planCredentials(flags, cwd);
   if (verifyPeer && credentials?.kind !== "x509") {
@@ -184,7 +190,10 @@ function planTls(flags: ServeFlags, cwd: string): TlsPlan {
 }
 
 /** Paths become absolute: the URI that we print may be used from anywhere. */
-function planCredentials(flags: ServeFlags, cwd: string): CredentialsPlan | undefined {
+function planCredentials(
+  flags: Pick<ServeFlags, "tlsCertificates" | "tlsPsk" | "tlsVerifyPeer">,
+  cwd: string,
+): CredentialsPlan | undefined {
   const { tlsCertificates, tlsPsk, tlsVerifyPeer: verifyPeer = false } = flags;
   if (tlsCertificates !== undefined) return { kind: "x509", directory: resolve(cwd, tlsCertificates), verifyPeer };
   return tlsPsk === undefined ? undefined : { kind: "psk", file: resolve(cwd, tlsPsk) };

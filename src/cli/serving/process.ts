@@ -27,12 +27,16 @@ export interface ServingProcess {
   readonly plan: ServePlan;
   readonly flags: Pick<ServeFlags, "fork" | "logLevel" | "logFormat" | "logFile">;
   readonly context: CommandContext;
+  /** What is printed when clients can connect, if it is not the URI alone. */
+  readyText?(served: ServedAs): string;
   /** Serves until the end. Resolves to the exit code. */
   run(around: ServeSurroundings): Promise<number>;
 }
 
 /** Resolves to the exit code; with `--fork`, once the child can be connected to. */
-export async function runProcess({ command, plan, flags, context, run }: ServingProcess): Promise<number> {
+export async function runProcess(serving: ServingProcess): Promise<number> {
+  const { command, plan, flags, context, run } = serving;
+  const readyText = (served: ServedAs): string => serving.readyText?.(served) ?? readyLine(served, plan);
   const { env } = process;
   const isChild = isForkedChild(env);
   if (flags.fork && !isChild) return await leaveToChild(context.args);
@@ -48,15 +52,19 @@ export async function runProcess({ command, plan, flags, context, run }: Serving
     env: createRealEnv(),
     log,
     notifySocket: takeNotifySocket(env),
-    announce: (served) => (isChild ? detach(served, plan, { log, logFile: flags.logFile }) : announce(served, plan)),
+    announce: (served) => {
+      const text = readyText(served);
+      if (isChild) detach(text, { log, logFile: flags.logFile });
+      else announce(text, plan);
+    },
     showStatus: (line) => (isChild ? log.warn(line) : writeSync(process.stderr.fd, `${line}\n`)),
   });
 }
 
 /** In the foreground the URI is all that goes to standard output, and only when that is ours alone. */
-function announce(served: ServedAs, plan: ServePlan): void {
+function announce(text: string, plan: ServePlan): void {
   if (plan.run !== undefined || plan.listen.kind === "inherited") return;
-  process.stdout.write(`${readyLine(served, plan)}\n`);
+  process.stdout.write(`${text}\n`);
 }
 
 function readyLine(served: ServedAs, plan: ServePlan): string {
@@ -68,13 +76,13 @@ async function leaveToChild(args: readonly string[]): Promise<number> {
   const outcome = await spawnDetached(args);
   if ("exitCode" in outcome) return outcome.exitCode;
   onOutputClosed(() => process.exit(EXIT_OK));
-  process.stdout.write(`${outcome.ready}\n`);
+  process.stdout.write(`${JSON.parse(outcome.ready)}\n`);
   return EXIT_OK;
 }
 
 /** The parent is about to leave, and what we inherited from it goes with it. */
-function detach(served: ServedAs, plan: ServePlan, to: { log: Log; logFile: string | undefined }): void {
+function detach(text: string, to: { log: Log; logFile: string | undefined }): void {
   if (to.logFile === undefined) to.log.silence();
   process.chdir("/");
-  announceToParent(readyLine(served, plan));
+  announceToParent(JSON.stringify(text));
 }

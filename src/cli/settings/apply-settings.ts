@@ -2,6 +2,7 @@
 import type { CommandUnknownOpts, Option } from "@commander-js/extra-typings";
 import { usageError } from "../cli-error.ts";
 import type { EffectiveSetting } from "../command-context.ts";
+import { MIGRATION_CONFLICTS } from "../migration/flags.ts";
 import { CLONE_CONFLICTS, SERVE_CONFLICTS } from "../serving/plan.ts";
 import { type ConfigFile, type KnownFlags, readConfigFile } from "./config-file.ts";
 import { type Conflicts, environmentName, layerSettings, type Setting } from "./settings.ts";
@@ -11,6 +12,8 @@ type Environment = Readonly<Record<string, string | undefined>>;
 const CONFLICTS: ReadonlyMap<string, Conflicts> = new Map([
   ["serve", SERVE_CONFLICTS],
   ["clone", CLONE_CONFLICTS],
+  ["source", MIGRATION_CONFLICTS],
+  ["dest", MIGRATION_CONFLICTS],
 ]);
 
 /** Gives `command` the values that its command line leaves open. Throws for values and keys that cannot be used. */

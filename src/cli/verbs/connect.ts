@@ -47,7 +47,8 @@ async function dialOnlyInstance(): Promise<ByteStream> {
   });
 }
 
-function instanceSockets(): string[] {
+/** Where there may be instances: every control socket in the runtime directory. */
+export function instanceSockets(): string[] {
   const uid = process.getuid?.() ?? 0;
   const directory = runtimeDirectory(process.env, uid);
   if (directory === undefined || !checkRuntimeDirectory(directory, uid)) return [];
@@ -80,6 +81,6 @@ function removeStale(path: string): void {
   }
 }
 
-function notRunning(what: string, why: string, hint: string): CliError {
+export function notRunning(what: string, why: string, hint: string): CliError {
   return new CliError({ exitCode: EXIT_UNAVAILABLE, code: "not-running", what, why, hint });
 }

@@ -1,9 +1,11 @@
 /** What an instance refused, or how it fell silent, as an error with an exit code. */
 import { ControlError, type ControlErrorCode, ControlProtocolError } from "../../control/errors.ts";
-import { CliError } from "../cli-error.ts";
-import { EXIT_FAILURE, EXIT_NO, EXIT_UNAVAILABLE, EXIT_USAGE } from "../exit-codes.ts";
+import { CliError, MIGRATION_EXITS } from "../cli-error.ts";
+import { EXIT_FAILURE, EXIT_NO, EXIT_TRY_AGAIN, EXIT_UNAVAILABLE, EXIT_USAGE } from "../exit-codes.ts";
 
-const EXIT_BY_CODE: Readonly<Partial<Record<ControlErrorCode, number>>> = {
+const EXIT_BY_CODE: Readonly<Record<string, number | undefined>> = {
+  ...MIGRATION_EXITS,
+  writers: EXIT_TRY_AGAIN,
   "bad-params": EXIT_USAGE,
   "unknown-verb": EXIT_USAGE,
   "unknown-disk": EXIT_USAGE,

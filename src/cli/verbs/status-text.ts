@@ -1,6 +1,7 @@
 /** What `status` and `events` print for people, and the one line of `status --raw`. Pure; safe for a terminal. */
 import type { ControlEvent } from "../../control/messages.ts";
-import type { DiskStatus, Hydration, Status } from "../../control/status.ts";
+import type { DiskStatus, Hydration, Status, TableCheck } from "../../control/status.ts";
+import { migrationLines, migrationWords } from "../migration/status-lines.ts";
 import { printable } from "../printable.ts";
 import { formatDuration, formatRate, formatSize, percentOf, progressLine } from "../progress/format.ts";
 
@@ -11,6 +12,7 @@ export function renderStatus(status: Status): string {
   const lines = [
     `${status.role}: ${status.state}, ${clients}, ${up}  (pid ${status.pid}, ${status.program} ${status.version})`,
     ...status.uris.map((uri) => `  ${uri}`),
+    ...(status.migration === undefined ? [] : migrationLines(status.migration)),
     ...status.disks.flatMap(diskLines),
   ];
   if (status.next !== null) lines.push(`next: ${status.next}`);
@@ -23,6 +25,7 @@ function diskLines(disk: DiskStatus): string[] {
   const mode = disk.readOnly ? ", read-only" : "";
   const lines = [`${name}: ${disk.state}  ${disk.image}  (${disk.format}, ${formatSize(disk.sizeBytes)}${mode})`];
   if (hydration !== null) lines.push(...hydrationLines(disk, hydration));
+  if (disk.tableCheck !== undefined) lines.push(tableCheckLine(disk.tableCheck));
   if (source !== null) {
     const again = source.reconnects === 0 ? "" : `, ${source.reconnects} reconnects`;
     const error = source.lastError === null ? "" : `: ${source.lastError}`;
@@ -47,11 +50,21 @@ function hydrationLines(disk: DiskStatus, hydration: Hydration): string[] {
   return lines;
 }
 
+function tableCheckLine(check: TableCheck): string {
+  const { clustersChecked, clustersTotal, waiting, longestWaitSeconds, entriesCleared, failure } = check;
+  const far = check.state === "running" ? ` ${percentOf(clustersChecked, clustersTotal).toFixed(1)}%` : "";
+  const cleared = entriesCleared === 0 ? "" : `, ${entriesCleared} entries cleared`;
+  const barrier = `${waiting} waiting for it, longest ${longestWaitSeconds.toFixed(1)} s`;
+  const why = failure === null ? "" : `: ${failure}`;
+  return `  tables     ${check.state}${far}${cleared}; ${barrier}${why}`;
+}
+
 /** One line of `key=value` words. Keys that begin a group (`disk=`) come again for the next disk. */
 export function renderRawStatus(status: Status): string {
   const { role, pid, state, clients, uptimeSeconds } = status;
   const head = { role, pid, state, clients, uptime: Math.floor(uptimeSeconds) };
-  return [head, ...status.disks.map(rawDisk)].map(words).join(" ");
+  const migration = status.migration === undefined ? [] : [migrationWords(status.migration)];
+  return [head, ...migration, ...status.disks.map(rawDisk)].map(words).join(" ");
 }
 
 function rawDisk({ name, state, sizeBytes, localBytes, missingBytes, hydration }: DiskStatus): Words {

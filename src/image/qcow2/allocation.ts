@@ -7,31 +7,33 @@
  * durable. A new L2 table is in the file, as zeroes, before an L1 entry can point to it.
  */
 import { isZero, ZEROES, ZEROES_BYTES } from "../../util/zeroes.ts";
+import { makeOnce, withClusters } from "../tables/allocating.ts";
 import { readBacking } from "../tables/backing.ts";
-import type { Place } from "./cluster-pool.ts";
+import type { Place } from "../tables/cluster-pool.ts";
+import type { PutOptions, Range } from "../tables/table-image.ts";
 import type { Qcow2Session } from "./session.ts";
 import { newRun, type Run } from "./tables.ts";
 
 /** How much of a cluster is copied at a time. */
 const COPY_BYTES_MAX = 1024 * 1024;
 
-interface Range {
-  readonly offset: number;
-  readonly length: number;
-}
-
 /** Writes `from` to a range that had no place of its own when it was looked up. */
-export async function writeAllocating(session: Qcow2Session, offset: number, from: Uint8Array): Promise<void> {
-  await withClusters(session, { offset, length: from.length }, async () => {
+export async function writeAllocating(
+  session: Qcow2Session,
+  offset: number,
+  from: Uint8Array,
+  options?: PutOptions,
+): Promise<void> {
+  await locked(session, { offset, length: from.length }, async () => {
     const run = newRun();
     for (let done = 0; done < from.length; ) {
       await session.tables.lookup(offset + done, from.length - done, run);
       const part = from.subarray(done, done + run.length);
       if (run.kind !== "data" || !run.copied) {
-        done += await writeNewClusters(session, { run, offset: offset + done }, part);
+        done += await writeNewClusters(session, { run, offset: offset + done, options }, part);
         continue;
       }
-      await session.file.write(run.fileOffset, part);
+      await session.file.write(run.fileOffset, part, options);
       done += part.length;
     }
   });
@@ -40,7 +42,7 @@ export async function writeAllocating(session: Qcow2Session, offset: number, fro
 /** Makes a range of whole clusters read as zeroes, in the tables. What has a place of its own keeps it. Version 3 only. */
 export async function zeroAllocating(session: Qcow2Session, offset: number, length: number): Promise<void> {
   const { tables, file, geometry } = session;
-  await withClusters(session, { offset, length }, async () => {
+  await locked(session, { offset, length }, async () => {
     const run = newRun();
     for (let at = offset; at < offset + length; at += run.length) {
       await tables.lookup(at, offset + length - at, run);
@@ -60,28 +62,14 @@ export async function zeroAllocating(session: Qcow2Session, offset: number, leng
   });
 }
 
-async function withClusters(session: Qcow2Session, { offset, length }: Range, act: () => Promise<void>): Promise<void> {
-  const { clusterBytes } = session.geometry;
-  const first = Math.floor(offset / clusterBytes);
-  const last = Math.floor((offset + length - 1) / clusterBytes);
-  await session.enterAllocation();
-  try {
-    if (session.chaos.on("qcow2/cluster-unlocked")) return await act();
-    const unlock = await session.locks.take(first, last);
-    try {
-      await act();
-    } finally {
-      unlock();
-    }
-  } finally {
-    session.leaveAllocation();
-  }
+function locked(session: Qcow2Session, range: Range, act: () => Promise<void>): Promise<void> {
+  return withClusters(session, range, session.chaos.on("qcow2/cluster-unlocked"), act);
 }
 
 /** For clusters under one L2 table that are alike, as far as one place reaches. Resolves to how much of `from` that is. */
 async function writeNewClusters(
   session: Qcow2Session,
-  { run, offset }: { run: Run; offset: number },
+  { run, offset, options }: { run: Run; offset: number; options: PutOptions | undefined },
   from: Uint8Array,
 ): Promise<number> {
   const { geometry, tables, pool, file, chaos } = session;
@@ -97,9 +85,9 @@ async function writeNewClusters(
   if (early) await tables.update(first, place.count, { offset: place.offset, zero: false });
   try {
     await fillEdges(session, { run, place, keeps }, { offset, length: part.length });
-    await file.write(place.offset + within, part);
+    await file.write(place.offset + within, part, options);
     // In a new place there are zeroes until the data is there.
-    const zeroBefore = !keeps && (run.kind === "zero" || (run.kind === "unallocated" && session.backing === undefined));
+    const zeroBefore = !keeps && (run.kind === "zero" || (run.kind === "unallocated" && session.zeroesBelow));
     if (!zeroBefore && !early) await file.sync();
   } catch (error) {
     if (!keeps) pool.giveBack(place);
@@ -174,29 +162,23 @@ async function readOld(session: Qcow2Session, offset: number, into: Uint8Array):
 }
 
 async function ensureL2(session: Qcow2Session, cluster: number): Promise<void> {
-  const { tables, newTables } = session;
+  const { tables } = session;
   if (tables.hasL2(cluster)) return;
   const index = tables.l1IndexOf(cluster);
-  const making = newTables.get(index) ?? makeL2(session, index);
-  newTables.set(index, making);
-  await making;
+  await makeOnce(session, index, () => makeL2(session, index));
 }
 
-async function makeL2({ pool, geometry, file, tables, newTables }: Qcow2Session, l1Index: number): Promise<void> {
+async function makeL2({ pool, geometry, file, tables }: Qcow2Session, l1Index: number): Promise<void> {
   const { clusterBytes } = geometry;
+  const place = await pool.take(1);
   try {
-    const place = await pool.take(1);
-    try {
-      // It reads as an empty table already. Written out, it cannot lack room for an entry when the data is there.
-      for (let done = 0; done < clusterBytes; done += ZEROES_BYTES) {
-        await file.write(place.offset + done, ZEROES.subarray(0, Math.min(ZEROES_BYTES, clusterBytes - done)));
-      }
-    } catch (error) {
-      pool.giveBack(place);
-      throw error;
+    // It reads as an empty table already. Written out, it cannot lack room for an entry when the data is there.
+    for (let done = 0; done < clusterBytes; done += ZEROES_BYTES) {
+      await file.write(place.offset + done, ZEROES.subarray(0, Math.min(ZEROES_BYTES, clusterBytes - done)));
     }
-    await tables.addL2(l1Index, place.offset);
-  } finally {
-    newTables.delete(l1Index);
+  } catch (error) {
+    pool.giveBack(place);
+    throw error;
   }
+  await tables.addL2(l1Index, place.offset);
 }

@@ -16,3 +16,8 @@ export const QCOW2_CHAOS_POINTS = {
 } as const;
 
 export type Qcow2ChaosPoint = keyof typeof QCOW2_CHAOS_POINTS;
+
+/** The same of images as the stores of overlays. */
+export const QCOW2_OVERLAY_CHAOS_POINTS = {
+  "qcow2/rewrite-skipped": "after an unclean end an overlay's tables are trusted without being written again",
+} as const;

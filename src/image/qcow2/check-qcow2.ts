@@ -39,7 +39,7 @@ export async function checkQcow2(env: Pick<Env, "files">, options: CheckQcow2Opt
     await file.lock(repair === "none" ? "shared" : "exclusive");
     const read = await readHeader(file);
     checkCheckable(path, read);
-    return await checkFile(file, read, repair);
+    return await checkFile(new ImageFile(file, read.fileBytes), read, repair);
   } catch (error) {
     throw imageOpenErrorFrom(error, path);
   } finally {
@@ -54,20 +54,25 @@ function checkCheckable(path: string, { header, bitmaps }: ReadHeader): void {
   throw new ImageOpenError("unsupported-format", path, { why, hint: "use `qemu-img check`" });
 }
 
-async function checkFile(
-  file: File,
-  { header, fileBytes }: ReadHeader,
-  repair: "none" | "leaks" | "all",
+/**
+ * Nobody may use the image meanwhile. "leaks-and-behind": as "leaks", and what lies behind the end of the file is not
+ * counted any more either, which is no matter until the file grows. Throws `BlockError`.
+ */
+export async function checkFile(
+  image: ImageFile,
+  { header }: ReadHeader,
+  wanted: "none" | "leaks" | "all" | "leaks-and-behind",
 ): Promise<Qcow2CheckReport> {
+  const repair = wanted === "leaks-and-behind" ? "leaks" : wanted;
   const geometry = geometryOf(header);
-  const image = new ImageFile(file, fileBytes);
   const rules = new EntryRules(geometry, fixedRegions(header), () => image.sizeBytes);
   const refcounts = await Refcounts.load({ file: image, geometry, rules, chaos: NO_CHAOS }, header);
   await Qcow2Tables.load({ file: image, geometry, rules, dirty: false }, refcounts.blocks);
   const flags = new Qcow2Flags(image, header);
-  if (repair !== "none") await flags.prepare();
+  if (repair !== "none") await flags.preparation.prepare();
   const shared = { file: image, geometry, header, rules, refcounts };
   const report = await checkTables({ ...shared, repair, shareDoubles: true });
+  if (wanted === "leaks-and-behind") await refcounts.clearBehind();
   if (repair !== "none") await image.sync();
   if (repair === "all" && report.corruptions === 0 && report.checkErrors === 0) await flags.clearDirty();
   return { ...report, dirty: isDirty(header), corrupt: isCorrupt(header) };

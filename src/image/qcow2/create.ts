@@ -1,9 +1,8 @@
 /** Makes a new qcow2 image: header, refcount table and blocks, and an empty L1 table, durable before the call returns. */
-import { dirname } from "node:path";
 import type { Env } from "../../env/env.ts";
-import type { File } from "../../env/files.ts";
-import { ImageOpenError, imageOpenErrorFrom } from "../errors.ts";
+import { ImageOpenError } from "../errors.ts";
 import type { BackingReference } from "../image.ts";
+import { createImageFile, type NewImageContent } from "../tables/new-image-file.ts";
 import { writeU64BE } from "../tables/u64-big.ts";
 import { encodeExtension, QCOW2_EXT_BACKING_FORMAT, QCOW2_EXT_END, QCOW2_EXT_FEATURE_TABLE } from "./extensions.ts";
 import {
@@ -51,24 +50,21 @@ export interface CreateQcow2Options {
 
 /** The file is closed again. After a failure there is no file. Throws `ImageOpenError`. */
 export async function createQcow2(env: Pick<Env, "files">, options: CreateQcow2Options): Promise<void> {
-  const { path, clusterBytes = CLUSTER_BYTES } = options;
+  await createImageFile(env, options.path, newQcow2Content(options));
+}
+
+/** What such an image has in its file. Throws `ImageOpenError("bad-geometry")`. */
+export function newQcow2Content(options: CreateQcow2Options): NewImageContent {
+  const { clusterBytes = CLUSTER_BYTES } = options;
   const layout = planLayout(options);
-  const first = firstCluster(options, layout);
-  let file: File | undefined;
-  try {
-    file = await env.files.open({ path, writable: true, create: true });
-    await file.truncate(layout.fileBytes);
-    await file.write(clusterBytes, refcountTable(layout, clusterBytes));
-    await file.write(clusterBytes * (1 + layout.tableClusters), refcountBlocks(layout));
-    await file.write(0, first);
-    await file.dataSync();
-    await file.close();
-    await env.files.syncDirectory(dirname(path));
-  } catch (error) {
-    // Only what this call has made is removed: a file that was there before made `open` fail.
-    if (file !== undefined) await discardFile(env, file);
-    throw imageOpenErrorFrom(error, path, "create");
-  }
+  return {
+    fileBytes: layout.fileBytes,
+    parts: [
+      { offset: clusterBytes, bytes: refcountTable(layout, clusterBytes) },
+      { offset: clusterBytes * (1 + layout.tableClusters), bytes: refcountBlocks(layout) },
+      { offset: 0, bytes: firstCluster(options, layout) },
+    ],
+  };
 }
 
 /** Header, refcount table, refcount blocks, L1 table, in this order; in clusters. */
@@ -180,10 +176,4 @@ function refcountBlocks({ clusters }: Layout): Buffer {
   const bytes = Buffer.alloc(clusters * COUNT_BYTES);
   for (let i = 0; i < clusters; i++) bytes.writeUInt16BE(1, i * COUNT_BYTES);
   return bytes;
-}
-
-/** What fails here is of less interest than what failed before. */
-async function discardFile(env: Pick<Env, "files">, file: File): Promise<void> {
-  await file.close().catch(() => undefined);
-  await env.files.unlink(file.path).catch(() => undefined);
 }

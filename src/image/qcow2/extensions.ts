@@ -5,7 +5,8 @@
  * An extension is a type (4 bytes), a length (4 bytes), and the data, padded to 8 bytes. Type 0 ends the list.
  */
 import type { BackingReference } from "../image.ts";
-import { clusterBytesOf, type HeaderProblem, namesBacking, type Qcow2Header } from "./header.ts";
+import type { HeaderProblem } from "../tables/header-problem.ts";
+import { clusterBytesOf, namesBacking, type Qcow2Header } from "./header.ts";
 
 export const QCOW2_EXT_END = 0;
 export const QCOW2_EXT_BACKING_FORMAT = 0xe279_2aca;

@@ -5,9 +5,12 @@
  * - The dirty bit is never set by us. One that was found goes when the check has put the reference counts right, durably.
  */
 import type { ImageFile } from "../tables/image-file.ts";
+import { Preparation } from "../tables/write-guard.ts";
 import {
   isDirty,
   QCOW2_AUTOCLEAR_OFFSET,
+  QCOW2_BACKING_FIELDS,
+  QCOW2_BACKING_FIELDS_BYTES,
   QCOW2_INCOMPAT_CORRUPT,
   QCOW2_INCOMPAT_DIRTY,
   QCOW2_INCOMPAT_OFFSET,
@@ -15,9 +18,13 @@ import {
 } from "./header.ts";
 
 export class Qcow2Flags {
+  /** To be made before anything is written. */
+  readonly preparation = new Preparation(
+    () => this.#header.autoclearFeatures === 0n,
+    () => this.#clearAutoclear(),
+  );
   readonly #file: ImageFile;
   #header: Qcow2Header;
-  #preparing: Promise<void> | undefined;
 
   /** `header`: as it is in the file. */
   constructor(file: ImageFile, header: Qcow2Header) {
@@ -29,25 +36,6 @@ export class Qcow2Flags {
     return isDirty(this.#header);
   }
 
-  /** Nothing has to be cleared before something else is written. */
-  get prepared(): boolean {
-    return this.#header.autoclearFeatures === 0n;
-  }
-
-  /** To be called before anything is written. */
-  async prepare(): Promise<void> {
-    if (this.prepared) return;
-    this.#preparing ??= this.#clearAutoclear().finally(() => {
-      this.#preparing = undefined;
-    });
-    await this.#preparing;
-  }
-
-  /** Resolves when nothing that `prepare` has begun is under way. */
-  async settled(): Promise<void> {
-    await this.#preparing?.catch(() => undefined);
-  }
-
   /** To be called when the tables are right, durably. */
   async clearDirty(): Promise<void> {
     const known = QCOW2_INCOMPAT_DIRTY | QCOW2_INCOMPAT_CORRUPT;
@@ -55,6 +43,17 @@ export class Qcow2Flags {
     if (incompatibleFeatures === this.#header.incompatibleFeatures) return;
     await this.#write(QCOW2_INCOMPAT_OFFSET, incompatibleFeatures);
     this.#header = { ...this.#header, incompatibleFeatures };
+  }
+
+  /** Afterwards the image stands alone. To be called when all that it lacks of its backing is there, durably. */
+  async dropBacking(): Promise<void> {
+    const { backingNameOffset, backingNameBytes } = this.#header;
+    if (backingNameOffset === 0) return;
+    // Both fields lie within one sector.
+    await this.#file.write(QCOW2_BACKING_FIELDS, Buffer.alloc(QCOW2_BACKING_FIELDS_BYTES));
+    await this.#file.sync();
+    this.#header = { ...this.#header, backingNameOffset: 0, backingNameBytes: 0 };
+    await this.#file.write(backingNameOffset, Buffer.alloc(backingNameBytes));
   }
 
   async #clearAutoclear(): Promise<void> {

@@ -25,6 +25,7 @@
  *
  * Every field is checked here, before anything is sized by it. The name of a backing file is text and nothing else.
  */
+import type { HeaderProblem } from "../tables/header-problem.ts";
 import { readU64BE, writeU64BE } from "../tables/u64-big.ts";
 
 export const QCOW2_HEADER_V2_BYTES = 72;
@@ -42,6 +43,9 @@ export const QCOW2_COMPAT_LAZY_REFCOUNTS = 0x01n;
 export const QCOW2_INCOMPAT_OFFSET = 72;
 export const QCOW2_AUTOCLEAR_OFFSET = 88;
 export const QCOW2_REFCOUNT_TABLE_FIELD = 48;
+/** backing_file_offset and backing_file_size. */
+export const QCOW2_BACKING_FIELDS = 8;
+export const QCOW2_BACKING_FIELDS_BYTES = 12;
 export const QCOW2_CLUSTER_BITS_MIN = 9;
 export const QCOW2_CLUSTER_BITS_MAX = 21;
 export const QCOW2_BACKING_NAME_BYTES_MAX = 1023;
@@ -75,16 +79,6 @@ export interface Qcow2Header {
   readonly refcountOrder: number;
   readonly headerBytes: number;
   readonly compression: Compression;
-}
-
-/** Why the bytes are no header that we can use. */
-export interface HeaderProblem {
-  readonly kind: "not-qcow2" | "unsupported" | "corrupt";
-  /** In the words of the specification. */
-  readonly field: string;
-  /** Of the field, in the file. */
-  readonly at: number;
-  readonly why: string;
 }
 
 /** What the tables are like. All derived from the header. */
@@ -142,8 +136,9 @@ export function sizeMax(clusterBits: number): number {
 /** Reads and checks the first bytes (`QCOW2_HEADER_BYTES`, or what there is) of a file of `fileBytes`. */
 export function parseHeader(bytes: Uint8Array, fileBytes: number): Qcow2Header | HeaderProblem {
   const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
-  if (bytes.length < QCOW2_HEADER_V2_BYTES) return { kind: "not-qcow2", field: "header", at: 0, why: "is cut off" };
-  if (view.getUint32(0) !== QCOW2_MAGIC) return { kind: "not-qcow2", field: "magic", at: 0, why: 'is not "QFI\\xfb"' };
+  if (bytes.length < QCOW2_HEADER_V2_BYTES) return { kind: "other-format", field: "header", at: 0, why: "is cut off" };
+  if (view.getUint32(0) !== QCOW2_MAGIC)
+    return { kind: "other-format", field: "magic", at: 0, why: 'is not "QFI\\xfb"' };
   const version = view.getUint32(4);
   if (version !== 2 && version !== 3) {
     return { kind: "unsupported", field: "version", at: 4, why: `is ${version}: only 2 and 3 are known` };

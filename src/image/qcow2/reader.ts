@@ -1,15 +1,8 @@
 /** Reading an open qcow2 image: data from the file, the rest from the backing, or zeroes. */
-import { appendExtent, type Extent } from "../../block/extents.ts";
-import type { ImageRun } from "../image.ts";
-import { backingExtents, readBacking, readBackingNow } from "../tables/backing.ts";
+import { readBacking, readBackingNow } from "../tables/backing.ts";
 import { NotCompressedError } from "./compressed.ts";
 import type { Qcow2Session } from "./session.ts";
 import { newRun, type Run } from "./tables.ts";
-
-/** How many runs one call of `extents` looks at. */
-const RUNS_MAX = 1024;
-/** How many runs `prefetch` asks for. */
-const PREFETCH_RUNS_MAX = 256;
 
 /** For calls that await nothing. */
 const scratch = newRun();
@@ -78,59 +71,4 @@ async function readCompressed(
     if (error instanceof NotCompressedError) return false;
     throw error;
   }
-}
-
-/** Asks for the tables, and for as much of the data as a few runs reach. */
-export async function prefetch(session: Qcow2Session, offset: number, length: number): Promise<void> {
-  const run = newRun();
-  let done = 0;
-  for (let runs = 0; done < length && runs < PREFETCH_RUNS_MAX; runs++) {
-    await session.tables.lookup(offset + done, length - done, run);
-    if (run.kind === "data") session.file.file.willNeed(run.fileOffset, run.length);
-    if (run.kind === "compressed") session.file.file.willNeed(run.fileOffset, run.compressedBytes);
-    done += run.length;
-  }
-}
-
-export async function extentsOf(
-  session: Qcow2Session,
-  { offset, end, countMax }: { offset: number; end: number; countMax: number },
-): Promise<Extent[]> {
-  const { tables, backing } = session;
-  const list: Extent[] = [];
-  const run = newRun();
-  let at = offset;
-  for (let runs = 0; at < end && runs < RUNS_MAX && list.length < countMax; runs++) {
-    await tables.lookup(at, end - at, run);
-    if (run.kind === "unallocated" && backing !== undefined) {
-      const below = await backingExtents(backing, { offset: at, length: run.length, countMax: countMax - list.length });
-      for (const extent of below) appendExtent(list, extent);
-      at += below.reduce((sum, extent) => sum + extent.length, 0);
-      continue;
-    }
-    const hole = run.kind === "zero" || run.kind === "unallocated";
-    appendExtent(list, { length: run.length, hole, zero: hole });
-    at += run.length;
-  }
-  return list;
-}
-
-/** What the image itself says, for `image map`. Neighbouring runs may be of one kind. */
-export async function runsOf(
-  session: Qcow2Session,
-  { offset, end, standsAlone }: { offset: number; end: number; standsAlone: boolean },
-): Promise<ImageRun[]> {
-  const list: ImageRun[] = [];
-  const run = newRun();
-  let at = offset;
-  for (let runs = 0; at < end && runs < PREFETCH_RUNS_MAX; runs++) {
-    await session.tables.lookup(at, end - at, run);
-    const { kind, length, fileOffset } = run;
-    const data = kind === "data" || kind === "compressed";
-    const zero = kind === "zero" || (kind === "unallocated" && standsAlone);
-    const placed = fileOffset !== 0 && kind !== "compressed";
-    list.push({ length, present: kind !== "unallocated", zero, data, ...(placed && { offset: fileOffset }) });
-    at += length;
-  }
-  return list;
 }

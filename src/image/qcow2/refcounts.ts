@@ -9,8 +9,9 @@
  */
 import { BlockError } from "../../block/error.ts";
 import type { Chaos } from "../../env/chaos.ts";
+import type { ClusterRange, SpaceSource } from "../tables/cluster-pool.ts";
 import { ImageCorruptError } from "../tables/corrupt-error.ts";
-import type { ImageFile } from "../tables/image-file.ts";
+import { checkGrowable, type ImageFile } from "../tables/image-file.ts";
 import { readU64BE, writeU64BE } from "../tables/u64-big.ts";
 import type { EntryRules } from "./entry-rules.ts";
 import {
@@ -34,13 +35,7 @@ export interface RefcountsParts {
   readonly chaos: Chaos;
 }
 
-/** Clusters of the file. */
-export interface ClusterRange {
-  readonly first: number;
-  readonly count: number;
-}
-
-export class Refcounts {
+export class Refcounts implements SpaceSource {
   /** Counts in one block. */
   readonly perBlock: number;
   readonly codec: CountCodec;
@@ -138,6 +133,18 @@ export class Refcounts {
     });
   }
 
+  /** Of an image that nobody uses: what a crash left counted behind the end of the file is free. */
+  clearBehind(): Promise<void> {
+    return this.#alone(async () => {
+      for (let index = Math.floor(this.#next / this.perBlock); index < this.#table.length; index++) {
+        if (!(this.blockAt(index) > 0)) continue;
+        const first = Math.max(this.#next, index * this.perBlock);
+        const counts = await this.counts(first, (index + 1) * this.perBlock - first);
+        if (counts.some((count) => count > 0)) await this.#change(first, counts.length, () => 0);
+      }
+    });
+  }
+
   /** Reads the counts of clusters under one block. */
   async counts(first: number, count: number): Promise<Float64Array> {
     const offset = this.#blockOffset(first);
@@ -155,9 +162,7 @@ export class Refcounts {
 
   async #reserve(wanted: number): Promise<ClusterRange> {
     const { file, chaos } = this.#parts;
-    if (file.file.kind !== "regular") {
-      throw new BlockError("no-space", `${file.path} is a block device: there is no room behind its last cluster`);
-    }
+    checkGrowable(file);
     for (let skipped = 0; skipped <= SKIPPED_MAX; ) {
       if (!(await this.#haveBlock(this.#next))) continue;
       const seen = Math.min(SEEN_AT_ONCE, this.perBlock - (this.#next % this.perBlock));

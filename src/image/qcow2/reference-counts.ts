@@ -3,8 +3,8 @@
  * larger file walks its tables once for each window that anything refers to.
  */
 
-/** Clusters that one window covers: 32 MiB of counts. */
-const WINDOW_CLUSTERS_MAX = 2 ** 24;
+/** Clusters that one window covers: 64 MiB of counts, enough for 1 TiB of 64 KiB and its tables in one walk. */
+const WINDOW_CLUSTERS_MAX = 2 ** 25;
 const COUNT_MAX = 65_535;
 
 export class ReferenceCounts {

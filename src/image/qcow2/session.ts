@@ -9,11 +9,13 @@ import type { Clock } from "../../env/clock.ts";
 import { RangeLock } from "../../util/range-lock.ts";
 import { BackgroundCheck, type CheckHooks } from "../tables/background-check.ts";
 import type { CheckReport } from "../tables/check-report.ts";
+import { ClusterPool } from "../tables/cluster-pool.ts";
 import { ImageCorruptError } from "../tables/corrupt-error.ts";
-import { Gate, RetiredError } from "../tables/gate.ts";
+import { Gate } from "../tables/gate.ts";
 import type { ImageFile } from "../tables/image-file.ts";
+import type { TableSession } from "../tables/image-life.ts";
+import { WriteGuard } from "../tables/write-guard.ts";
 import { checkTables } from "./check.ts";
-import { ClusterPool } from "./cluster-pool.ts";
 import { CompressedClusters } from "./compressed.ts";
 import { EntryRules, type Region } from "./entry-rules.ts";
 import { Qcow2Flags } from "./flags.ts";
@@ -43,6 +45,8 @@ export interface Qcow2SessionOptions {
   /** For how long requests wait. */
   readonly clock: Clock | undefined;
   readonly cacheBytes: number | undefined;
+  /** The image is an overlay's store: what it holds is known elsewhere, and its backing name is a mark and nothing else. */
+  readonly overlay?: boolean;
 }
 
 /** A place in the file that the table on disk may refer to still. */
@@ -55,10 +59,12 @@ interface Release {
 
 type SessionParts = Pick<Qcow2Session, "tables" | "flags" | "refcounts"> & { readonly rules: EntryRules };
 
-export class Qcow2Session {
+export class Qcow2Session implements TableSession {
   readonly file: ImageFile;
   readonly geometry: Qcow2Geometry;
   readonly backing: BlockDevice | undefined;
+  /** What is unallocated reads as zeroes, whoever opens the image. */
+  readonly zeroesBelow: boolean;
   readonly chaos: Chaos;
   readonly tables: Qcow2Tables;
   readonly compressed: CompressedClusters;
@@ -70,15 +76,17 @@ export class Qcow2Session {
   readonly newTables = new Map<number, Promise<void>>();
   readonly flags: Qcow2Flags;
   readonly check: BackgroundCheck;
+  readonly guard: WriteGuard;
   /** Of images that are written. */
   readonly refcounts: Refcounts | undefined;
   readonly #rules: EntryRules;
   readonly #pool: ClusterPool | undefined;
   #releases: Release[] = [];
-  #retired = false;
 
-  private constructor({ file, opened, backing, chaos, clock }: Qcow2SessionOptions, parts: SessionParts) {
+  private constructor(options: Qcow2SessionOptions, parts: SessionParts) {
+    const { file, opened, backing, chaos, clock, overlay = false } = options;
     this.file = file;
+    this.zeroesBelow = overlay || !namesBacking(opened);
     this.geometry = geometryOf(opened);
     this.backing = backing;
     this.chaos = chaos;
@@ -88,10 +96,12 @@ export class Qcow2Session {
     this.#rules = parts.rules;
     this.compressed = new CompressedClusters(file, this.geometry, parts.tables);
     if (parts.refcounts !== undefined) {
-      this.#pool = new ClusterPool(file, parts.refcounts, this.geometry.clusterBytes);
+      this.#pool = new ClusterPool({ file, source: parts.refcounts, clusterBytes: this.geometry.clusterBytes });
     }
     this.gate = new Gate(clock && (() => clock.nowMs()));
     this.check = this.#newCheck(opened);
+    const { gate, check } = this;
+    this.guard = new WriteGuard({ file, check, gate, preparation: this.flags.preparation });
   }
 
   /** Reads header and tables' tables. A writable image that needs a check begins it. Throws `BlockError`. */
@@ -119,26 +129,9 @@ export class Qcow2Session {
     return this.#pool;
   }
 
-  /** To be called before anything is written. Throws `BlockError` when nothing may be written. */
-  async prepareWrite(): Promise<void> {
-    if (this.check.corruption !== undefined) throw refusal(this.check.corruption);
-    this.file.check();
-    if (this.flags.prepared) return;
-    if (this.#retired) throw new RetiredError("the tables were dropped");
-    await this.flags.prepare();
-  }
-
-  /** Whether a write in place may go ahead without awaiting anything. */
-  get writesNow(): boolean {
-    return this.flags.prepared && this.check.corruption === undefined && !this.file.latched;
-  }
-
   /** Passes the gate. `leaveAllocation` is to be called exactly once. */
-  async enterAllocation(): Promise<void> {
-    await this.gate.enter();
-    if (this.check.failure === undefined) return;
-    this.gate.leave();
-    throw refusal(this.check.failure);
+  enterAllocation(): Promise<void> {
+    return this.guard.enter();
   }
 
   leaveAllocation(): void {
@@ -160,9 +153,22 @@ export class Qcow2Session {
   }
 
   /** Drops everything, writing nothing; resolves when nobody changes header or tables any more. */
-  async retire(): Promise<void> {
-    this.#retired = true;
-    await Promise.all([this.check.stop(), this.gate.retire(), this.flags.settled()]);
+  retire(): Promise<void> {
+    return this.guard.retire();
+  }
+
+  /** Drops the name of the backing, and gives back what was reserved. Durable when resolved; may be repeated. */
+  async standAlone(): Promise<void> {
+    await this.check.ended();
+    await this.gate.hold();
+    try {
+      await this.sync();
+      await this.#pool?.finish();
+      await this.file.sync();
+      await this.flags.dropBacking();
+    } finally {
+      this.gate.release();
+    }
   }
 
   /** The end of a session whose image is closed cleanly, if that can be: nobody else uses it any more. */
@@ -208,7 +214,7 @@ export class Qcow2Session {
   async #checkAndClear(header: Qcow2Header, hooks: CheckHooks): Promise<CheckReport> {
     const { file, geometry, refcounts } = this;
     if (refcounts === undefined) throw new BlockError("io", `${file.path} is not open for writing`);
-    await this.flags.prepare();
+    await this.flags.preparation.prepare();
     const report = await checkTables({
       file,
       geometry,
@@ -244,9 +250,4 @@ export function fixedRegions(header: Qcow2Header): Region[] {
 
 function isSame(a: Qcow2Geometry, b: Qcow2Geometry): boolean {
   return (Object.keys(a) as (keyof Qcow2Geometry)[]).every((key) => a[key] === b[key]);
-}
-
-/** An error of its own for each request: its stack says who asked. */
-function refusal(cause: BlockError): BlockError {
-  return new BlockError("io", `nothing more is written: ${cause.message}`, { cause });
 }

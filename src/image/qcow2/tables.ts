@@ -7,6 +7,7 @@
  */
 import { ImageCorruptError } from "../tables/corrupt-error.ts";
 import type { ImageFile } from "../tables/image-file.ts";
+import type { TableRun } from "../tables/reading.ts";
 import { SliceCache } from "../tables/slice-cache.ts";
 import { u64FromHalves } from "../tables/u64.ts";
 import { readU64BE } from "../tables/u64-big.ts";
@@ -25,15 +26,9 @@ const SHARED = 1;
 const HALF_FLAGS = 0xff00_0000;
 
 /** A range of the disk of which one thing is true. */
-export interface Run {
-  kind: "data" | "zero" | "unallocated" | "compressed";
-  length: number;
-  /** Where in the file it is. Of zeroes: the place that is kept for them, or 0. Of a compressed cluster: its first byte. */
-  fileOffset: number;
+export interface Run extends TableRun {
   /** Nothing else refers to that place. */
   copied: boolean;
-  /** Of a compressed cluster: how much of the file may be part of it. */
-  compressedBytes: number;
 }
 
 export function newRun(): Run {

@@ -2,6 +2,7 @@
 import type { ZeroOptions } from "../../block/device.ts";
 import { BlockError } from "../../block/error.ts";
 import { ZEROES, ZEROES_BYTES } from "../../util/zeroes.ts";
+import type { PutOptions, Range } from "../tables/table-image.ts";
 import { writeAllocating, zeroAllocating } from "./allocation.ts";
 import type { Qcow2Session } from "./session.ts";
 import { newRun, type Run } from "./tables.ts";
@@ -9,21 +10,21 @@ import { newRun, type Run } from "./tables.ts";
 /** For calls that await nothing. */
 const scratch = newRun();
 
-interface Range {
-  readonly offset: number;
-  readonly length: number;
-}
-
 /** As `writeBytes`, when it is one write in place: the length, or −1. */
 export function writeNow(session: Qcow2Session, offset: number, from: Uint8Array): number {
-  if (!session.writesNow || from.length === 0) return -1;
+  if (!session.guard.writesNow || from.length === 0) return -1;
   if (!session.tables.lookupNow(offset, from.length, scratch)) return -1;
   if (!isOwn(scratch) || scratch.length !== from.length) return -1;
   return session.file.writeNow(scratch.fileOffset, from);
 }
 
-export async function writeBytes(session: Qcow2Session, offset: number, from: Uint8Array): Promise<void> {
-  await session.prepareWrite();
+export async function writeBytes(
+  session: Qcow2Session,
+  offset: number,
+  from: Uint8Array,
+  options?: PutOptions,
+): Promise<void> {
+  await session.guard.prepare();
   const { tables, inPlace, file } = session;
   const run = newRun();
   for (let done = 0; done < from.length; ) {
@@ -33,15 +34,15 @@ export async function writeBytes(session: Qcow2Session, offset: number, from: Ui
     }
     const { length, fileOffset } = run;
     const part = from.subarray(done, done + length);
-    if (isOwn(run)) await inPlace.run(fileOffset, length, () => file.write(fileOffset, part));
-    else await writeAllocating(session, offset + done, part);
+    if (isOwn(run)) await inPlace.run(fileOffset, length, () => file.write(fileOffset, part, options));
+    else await writeAllocating(session, offset + done, part, options);
     done += part.length;
   }
 }
 
 export async function writeZeroes(session: Qcow2Session, range: Range, options: ZeroOptions): Promise<void> {
   const { noHole = false, fastOnly = false } = options;
-  await session.prepareWrite();
+  await session.guard.prepare();
   if (fastOnly) await checkFast(session, range, noHole);
   if (noHole) {
     await writeOut(session, range);
@@ -67,7 +68,7 @@ export async function writeZeroes(session: Qcow2Session, range: Range, options: 
  * writing to them again needs none.
  */
 export async function discardRange(session: Qcow2Session, { offset, length }: Range): Promise<void> {
-  await session.prepareWrite();
+  await session.guard.prepare();
   const run = newRun();
   for (let at = offset; at < offset + length; ) {
     await session.tables.lookup(at, offset + length - at, run);

@@ -6,24 +6,33 @@
  * backing → durable (images with a backing) → L2 entry. A new L2 table is durable before the L1 entry that points to it.
  */
 import { isZero, ZEROES, ZEROES_BYTES } from "../../util/zeroes.ts";
+import { makeOnce, withClusters } from "../tables/allocating.ts";
 import { readBacking } from "../tables/backing.ts";
-import { newRun } from "./reader.ts";
+import type { PutOptions, Range } from "../tables/table-image.ts";
 import type { QedSession } from "./session.ts";
-import { QED_ZERO_CLUSTER, type Run } from "./tables.ts";
+import { newRun, QED_ZERO_CLUSTER, type Run } from "./tables.ts";
 
 /** How much of a cluster is copied from the backing at a time. */
 const COPY_BYTES_MAX = 1024 * 1024;
 
 /** Writes `from` to a range that was unallocated, or zero clusters, when it was looked up. */
-export async function writeAllocating(session: QedSession, offset: number, from: Uint8Array): Promise<void> {
-  await withClusters(session, { offset, length: from.length }, async () => {
+export async function writeAllocating(
+  session: QedSession,
+  offset: number,
+  from: Uint8Array,
+  options?: PutOptions,
+): Promise<void> {
+  await locked(session, { offset, length: from.length }, async () => {
     const run = newRun();
     for (let done = 0; done < from.length; ) {
       await session.tables.lookup(offset + done, from.length - done, run);
       const part = from.subarray(done, done + run.length);
-      if (run.kind === "data") await session.file.write(run.fileOffset, part);
-      else await writeNewClusters(session, { kind: run.kind, offset: offset + done }, part);
-      done += part.length;
+      if (run.kind === "data") {
+        await session.file.write(run.fileOffset, part, options);
+        done += part.length;
+      } else {
+        done += await writeNewClusters(session, { kind: run.kind, offset: offset + done, options }, part);
+      }
     }
   });
 }
@@ -31,7 +40,7 @@ export async function writeAllocating(session: QedSession, offset: number, from:
 /** Makes a range of whole clusters, which hides a backing, read as zeroes. */
 export async function zeroAllocating(session: QedSession, offset: number, length: number): Promise<void> {
   const { tables, file, flags, geometry } = session;
-  await withClusters(session, { offset, length }, async () => {
+  await locked(session, { offset, length }, async () => {
     const run = newRun();
     for (let at = offset; at < offset + length; at += run.length) {
       await tables.lookup(at, offset + length - at, run);
@@ -45,52 +54,39 @@ export async function zeroAllocating(session: QedSession, offset: number, length
   });
 }
 
-async function withClusters(
-  session: QedSession,
-  { offset, length }: { offset: number; length: number },
-  act: () => Promise<void>,
-): Promise<void> {
-  const { clusterBytes } = session.geometry;
-  const first = Math.floor(offset / clusterBytes);
-  const last = Math.floor((offset + length - 1) / clusterBytes);
-  await session.enterAllocation();
-  try {
-    if (session.chaos.on("qed/cluster-unlocked")) return await act();
-    const unlock = await session.locks.take(first, last);
-    try {
-      await act();
-    } finally {
-      unlock();
-    }
-  } finally {
-    session.leaveAllocation();
-  }
+function locked(session: QedSession, range: Range, act: () => Promise<void>): Promise<void> {
+  return withClusters(session, range, session.chaos.on("qed/cluster-unlocked"), act);
 }
 
-/** For clusters under one L2 table, all unallocated or all zero. */
+/**
+ * For clusters under one L2 table, all unallocated or all zero, as far as one place reaches. Resolves to how much of `from`
+ * that is.
+ */
 async function writeNewClusters(
   session: QedSession,
-  { kind, offset }: { kind: Run["kind"]; offset: number },
+  { kind, offset, options }: { kind: Run["kind"]; offset: number; options: PutOptions | undefined },
   from: Uint8Array,
-): Promise<void> {
-  const { geometry, tables, allocator, file, flags, chaos } = session;
+): Promise<number> {
+  const { geometry, tables, space, file, flags, chaos } = session;
   const { clusterBytes } = geometry;
   const first = Math.floor(offset / clusterBytes);
-  const count = Math.ceil((offset + from.length) / clusterBytes) - first;
+  const within = offset - first * clusterBytes;
   await flags.mark();
   await ensureL2(session, first);
-  const fileOffset = await allocator.take(count);
+  const place = await space.take(Math.ceil((within + from.length) / clusterBytes));
+  const part = from.subarray(0, place.count * clusterBytes - within);
   const early = chaos.on("qed/entry-before-data");
-  if (early) await tables.update(first, count, fileOffset);
+  if (early) await tables.update(first, place.count, place.offset);
   try {
-    if (kind === "unallocated") await fillEdges(session, { offset, length: from.length, fileOffset });
-    await file.write(fileOffset + (offset - first * clusterBytes), from);
-    if (session.ordered && !early) await file.sync();
+    if (kind === "unallocated") await fillEdges(session, { offset, length: part.length, fileOffset: place.offset });
+    await file.write(place.offset + within, part, options);
+    if (session.dataFirst && !early) await file.sync();
   } catch (error) {
-    allocator.giveBack(fileOffset, count);
+    space.giveBack(place);
     throw error;
   }
-  if (!early) await tables.update(first, count, fileOffset);
+  if (!early) await tables.update(first, place.count, place.offset);
+  return part.length;
 }
 
 /** Copies what the backing has before and after the range, in its first and last cluster. */
@@ -125,34 +121,25 @@ async function copyFromBacking(
 }
 
 async function ensureL2(session: QedSession, cluster: number): Promise<void> {
-  const { tables, newTables } = session;
+  const { tables } = session;
   if (tables.hasL2(cluster)) return;
   const index = tables.l1IndexOf(cluster);
-  const making = newTables.get(index) ?? makeL2(session, index);
-  newTables.set(index, making);
-  await making;
-}
-
-async function writeEmptyTable({ file, allocator, geometry }: QedSession, offset: number): Promise<void> {
-  const { tableBytes, clusterBytes } = geometry;
-  try {
-    await file.write(offset, ZEROES.subarray(0, tableBytes));
-  } catch (error) {
-    allocator.giveBack(offset, tableBytes / clusterBytes);
-    throw error;
-  }
+  await makeOnce(session, index, () => makeL2(session, index));
 }
 
 async function makeL2(session: QedSession, l1Index: number): Promise<void> {
-  const { allocator, geometry, file, tables, newTables, chaos } = session;
+  const { space, geometry, file, tables, chaos } = session;
   const { tableBytes, clusterBytes } = geometry;
-  try {
-    const offset = await allocator.take(tableBytes / clusterBytes);
-    // New space reads as an empty table already. Written out, it cannot lack room for an entry when the data is there.
-    if (tableBytes <= ZEROES_BYTES) await writeEmptyTable(session, offset);
-    if (!chaos.on("qed/l1-before-l2")) await file.sync();
-    await tables.addL2(l1Index, offset);
-  } finally {
-    newTables.delete(l1Index);
+  const place = await space.takeWhole(tableBytes / clusterBytes);
+  // New space reads as an empty table already. Written out, it cannot lack room for an entry when the data is there.
+  if (tableBytes <= ZEROES_BYTES) {
+    try {
+      await file.write(place.offset, ZEROES.subarray(0, tableBytes));
+    } catch (error) {
+      space.giveBack(place);
+      throw error;
+    }
   }
+  if (!chaos.on("qed/l1-before-l2")) await file.sync();
+  await tables.addL2(l1Index, place.offset);
 }

@@ -16,3 +16,9 @@ export const QED_CHAOS_POINTS = {
 } as const;
 
 export type QedChaosPoint = keyof typeof QED_CHAOS_POINTS;
+
+/** The same of images as the stores of overlays. */
+export const QED_OVERLAY_CHAOS_POINTS = {
+  "qed/space-unsynced": "an overlay's entries point to space that is not durably part of the file",
+  "qed/rewrite-skipped": "after an unclean end an overlay's tables are trusted without being written again",
+} as const;

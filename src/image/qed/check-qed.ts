@@ -47,7 +47,7 @@ async function checkFile(file: File, repair: boolean): Promise<QedCheckReport> {
   const rules = new EntryRules(geometry, () => allocatedEnd);
   rules.setL2Tables(await readL1(image, geometry));
   const flags = new QedFlags({ file: image, header, ordered: namesBacking(header), chaos: NO_CHAOS });
-  if (repair) await flags.prepare();
+  if (repair) await flags.preparation.prepare();
   const report = await checkTables({ file: image, geometry, rules, repair });
   if (repair && report.corruptions === 0 && report.checkErrors === 0) {
     await image.sync();

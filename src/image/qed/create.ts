@@ -1,9 +1,8 @@
 /** Makes a new QED image: header and an empty L1 table, durable before the call returns. */
-import { dirname } from "node:path";
 import type { Env } from "../../env/env.ts";
-import type { File } from "../../env/files.ts";
-import { ImageOpenError, imageOpenErrorFrom } from "../errors.ts";
+import { ImageOpenError } from "../errors.ts";
 import type { BackingReference } from "../image.ts";
+import { createImageFile, type NewImageContent } from "../tables/new-image-file.ts";
 import {
   encodeHeader,
   QED_BACKING_NAME_BYTES_MAX,
@@ -35,22 +34,13 @@ export interface CreateQedOptions {
 
 /** The file is closed again. After a failure there is no file. Throws `ImageOpenError`. */
 export async function createQed(env: Pick<Env, "files">, options: CreateQedOptions): Promise<void> {
-  const { path } = options;
-  const content = firstCluster(options);
+  await createImageFile(env, options.path, newQedContent(options));
+}
+
+/** What such an image has in its file. Throws `ImageOpenError("bad-geometry")`. */
+export function newQedContent(options: CreateQedOptions): NewImageContent {
   const { tableClusters = TABLE_CLUSTERS, clusterBytes = CLUSTER_BYTES } = options;
-  let file: File | undefined;
-  try {
-    file = await env.files.open({ path, writable: true, create: true });
-    await file.truncate(clusterBytes * (1 + tableClusters));
-    await file.write(0, content);
-    await file.dataSync();
-    await file.close();
-    await env.files.syncDirectory(dirname(path));
-  } catch (error) {
-    // Only what this call has made is removed: a file that was there before made `open` fail.
-    if (file !== undefined) await discardFile(env, file);
-    throw imageOpenErrorFrom(error, path, "create");
-  }
+  return { fileBytes: clusterBytes * (1 + tableClusters), parts: [{ offset: 0, bytes: firstCluster(options) }] };
 }
 
 /** Header and name. Throws `ImageOpenError("bad-geometry")`. */
@@ -92,10 +82,4 @@ function firstCluster(options: CreateQedOptions): Buffer {
 
 function isPowerOfTwo(value: number, min: number, max: number): boolean {
   return value >= min && value <= max && Number.isInteger(Math.log2(value));
-}
-
-/** What fails here is of less interest than what failed before. */
-async function discardFile(env: Pick<Env, "files">, file: File): Promise<void> {
-  await file.close().catch(() => undefined);
-  await env.files.unlink(file.path).catch(() => undefined);
 }

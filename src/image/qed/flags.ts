@@ -8,9 +8,12 @@
  */
 import type { Chaos } from "../../env/chaos.ts";
 import type { ImageFile } from "../tables/image-file.ts";
+import { Preparation } from "../tables/write-guard.ts";
 import {
   encodeHeader,
   isDirty,
+  QED_F_BACKING_FILE,
+  QED_F_BACKING_FORMAT_NO_PROBE,
   QED_F_NEED_CHECK,
   QED_FEATURES_BYTES,
   QED_FEATURES_OFFSET,
@@ -27,12 +30,16 @@ export interface QedFlagsParts {
 }
 
 export class QedFlags {
+  /** To be made before anything is written. */
+  readonly preparation = new Preparation(
+    () => this.#header.autoclearFeatures === 0n,
+    () => this.#clearAutoclear(),
+  );
   readonly #parts: QedFlagsParts;
   #header: QedHeader;
   /** NEED_CHECK is set and durable. */
   #marked: boolean;
   #marking: Promise<void> | undefined;
-  #preparing: Promise<void> | undefined;
 
   constructor(parts: QedFlagsParts) {
     this.#parts = parts;
@@ -43,25 +50,6 @@ export class QedFlags {
 
   get needCheck(): boolean {
     return isDirty(this.#header);
-  }
-
-  /** Nothing has to be cleared before something else is written. */
-  get prepared(): boolean {
-    return this.#header.autoclearFeatures === 0n;
-  }
-
-  /** To be called before anything is written. */
-  async prepare(): Promise<void> {
-    if (this.prepared) return;
-    this.#preparing ??= this.#clearAutoclear().finally(() => {
-      this.#preparing = undefined;
-    });
-    await this.#preparing;
-  }
-
-  /** Resolves when nothing that `prepare` has begun is under way. */
-  async settled(): Promise<void> {
-    await this.#preparing?.catch(() => undefined);
   }
 
   /** To be called inside the gate, before anything is allocated. */
@@ -78,6 +66,24 @@ export class QedFlags {
   async clear(): Promise<void> {
     this.#marked = false;
     await this.#write({ ...this.#header, features: this.#header.features & ~QED_F_NEED_CHECK });
+  }
+
+  /** Afterwards the image stands alone. To be called when all that it lacks of its backing is there, durably. */
+  async dropBacking(): Promise<void> {
+    const { backingNameOffset, backingNameBytes, features } = this.#header;
+    if ((features & QED_F_BACKING_FILE) === 0n) return;
+    const { file } = this.#parts;
+    const header = {
+      ...this.#header,
+      features: features & ~(QED_F_BACKING_FILE | QED_F_BACKING_FORMAT_NO_PROBE),
+      backingNameOffset: 0,
+      backingNameBytes: 0,
+    };
+    // All of it lies within one sector.
+    await file.write(0, encodeHeader(header));
+    await file.sync();
+    this.#header = header;
+    await file.write(backingNameOffset, Buffer.alloc(backingNameBytes));
   }
 
   async #setNeedCheck(): Promise<void> {

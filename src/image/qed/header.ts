@@ -17,6 +17,7 @@
  *
  * Every field is checked here, before anything is sized by it. The name of a backing file is text and nothing else.
  */
+import type { HeaderProblem } from "../tables/header-problem.ts";
 import { readU64LE, writeU64LE } from "../tables/u64.ts";
 
 export const QED_HEADER_BYTES = 64;
@@ -48,16 +49,6 @@ export interface QedHeader {
   readonly sizeBytes: number;
   readonly backingNameOffset: number;
   readonly backingNameBytes: number;
-}
-
-/** Why the bytes are no header that we can use. */
-export interface HeaderProblem {
-  readonly kind: "not-qed" | "unsupported" | "corrupt";
-  /** In the words of the specification. */
-  readonly field: string;
-  /** Of the field, in the file. */
-  readonly at: number;
-  readonly why: string;
 }
 
 /** What the tables are like. All derived from the header. */
@@ -101,9 +92,9 @@ export function sizeMax(clusterBytes: number, tableClusters: number): number {
 /** Reads and checks the first 64 bytes of a file of `fileBytes`. */
 export function parseHeader(bytes: Uint8Array, fileBytes: number): QedHeader | HeaderProblem {
   const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
-  if (bytes.length < QED_HEADER_BYTES) return { kind: "not-qed", field: "header", at: 0, why: "is cut off" };
+  if (bytes.length < QED_HEADER_BYTES) return { kind: "other-format", field: "header", at: 0, why: "is cut off" };
   if (view.getUint32(0, true) !== QED_MAGIC) {
-    return { kind: "not-qed", field: "magic", at: 0, why: 'is not "QED"' };
+    return { kind: "other-format", field: "magic", at: 0, why: 'is not "QED"' };
   }
   const header: QedHeader = {
     clusterBytes: view.getUint32(4, true),

@@ -9,9 +9,13 @@ import type { Clock, Timer } from "../../env/clock.ts";
 import { RangeLock } from "../../util/range-lock.ts";
 import { AppendAllocator } from "../tables/append-allocator.ts";
 import { BackgroundCheck } from "../tables/background-check.ts";
+import { ClusterPool, type ClusterRange, type Space } from "../tables/cluster-pool.ts";
 import { ImageCorruptError } from "../tables/corrupt-error.ts";
-import { Gate, RetiredError } from "../tables/gate.ts";
+import { Gate } from "../tables/gate.ts";
 import type { ImageFile } from "../tables/image-file.ts";
+import type { TableSession } from "../tables/image-life.ts";
+import { WriteGuard } from "../tables/write-guard.ts";
+import { adoptClusters } from "./adopt.ts";
 import { checkTables } from "./check.ts";
 import { QedFlags } from "./flags.ts";
 import {
@@ -24,6 +28,7 @@ import {
   type QedHeader,
 } from "./header.ts";
 import { QedTables } from "./tables.ts";
+import { TailSpace } from "./tail-space.ts";
 
 export interface QedSessionOptions {
   readonly file: ImageFile;
@@ -36,15 +41,22 @@ export interface QedSessionOptions {
   /** NEED_CHECK goes when nothing was allocated for so long. */
   readonly quietMs: number;
   readonly cacheBytes: number | undefined;
+  /** The image is an overlay's store: what it holds is known elsewhere, and its backing name is a mark and nothing else. */
+  readonly overlay?: OverlayMode;
 }
 
-export class QedSession {
+export interface OverlayMode {
+  /** Clusters before the end of the file that nothing refers to, and that read as zeroes, durably. */
+  readonly unused: readonly ClusterRange[];
+}
+
+export class QedSession implements TableSession {
   readonly file: ImageFile;
   readonly geometry: QedGeometry;
   readonly backing: BlockDevice | undefined;
   readonly chaos: Chaos;
   readonly tables: QedTables;
-  readonly allocator: AppendAllocator;
+  readonly space: Space;
   readonly gate: Gate;
   /** Over clusters. */
   readonly locks = new RangeLock();
@@ -52,50 +64,48 @@ export class QedSession {
   readonly newTables = new Map<number, Promise<void>>();
   readonly flags: QedFlags;
   readonly check: BackgroundCheck;
-  /** Data must be durable before an entry points to it. */
-  readonly ordered: boolean;
+  readonly guard: WriteGuard;
+  /** Data must be durable before an entry points to it: what it hides is no zeroes. */
+  readonly dataFirst: boolean;
   readonly #clock: Clock | undefined;
   readonly #quietMs: number;
   #timer: Timer | undefined;
   #allocatedAtMs = 0;
   #clearing: Promise<void> | undefined;
-  #retired = false;
+  /** Of an overlay's store. */
+  readonly #pool: ClusterPool | undefined;
 
-  private constructor(
-    options: QedSessionOptions,
-    parts: Pick<QedSession, "tables" | "allocator" | "flags" | "ordered">,
-  ) {
-    const { file, opened, backing, chaos, clock, quietMs } = options;
+  private constructor(options: QedSessionOptions, parts: SessionParts) {
+    const { file, opened, backing, chaos, clock, quietMs, overlay } = options;
     const geometry = geometryOf(opened);
     this.file = file;
     this.geometry = geometry;
     this.backing = backing;
     this.chaos = chaos;
     this.tables = parts.tables;
-    this.allocator = parts.allocator;
+    this.space = parts.space;
+    this.#pool = parts.space instanceof ClusterPool ? parts.space : undefined;
     this.flags = parts.flags;
-    this.ordered = parts.ordered;
+    this.dataFirst = namesBacking(opened) && overlay === undefined;
     this.#clock = clock;
     this.#quietMs = quietMs;
     this.gate = new Gate(clock && (() => clock.nowMs()));
     this.check = this.#newCheck();
+    const { gate, check } = this;
+    this.guard = new WriteGuard({ file, check, gate, preparation: this.flags.preparation });
   }
 
   /** Reads header and L1 table. A writable image that needs a check begins it. Throws `BlockError`. */
   static async load(options: QedSessionOptions): Promise<QedSession> {
-    const { file, opened, chaos, cacheBytes } = options;
+    const { file, opened, chaos, cacheBytes, overlay } = options;
     const geometry = geometryOf(opened);
     await file.refresh();
-    const bytes = Buffer.alloc(QED_HEADER_BYTES);
-    await file.read(0, bytes);
-    const header = parseHeader(bytes, file.sizeBytes);
-    if ("kind" in header) throw new ImageCorruptError(file.path, header);
+    const header = await readHeaderAgain(file);
     if (!isSame(geometryOf(header), geometry) || namesBacking(header) !== namesBacking(opened)) {
       throw new BlockError("io", `${file.path} is another image than when it was opened`);
     }
-    const allocator = new AppendAllocator(file, geometry.clusterBytes);
     const dirty = isDirty(header);
-    const allocatedEnd = (): number => allocator.end;
+    const { space, allocatedEnd } = spaceOf(file, geometry, options);
     const tables = await QedTables.load({
       file,
       geometry,
@@ -103,33 +113,16 @@ export class QedSession {
       allocatedEnd,
       ...(cacheBytes !== undefined && { cacheBytes }),
     });
-    const ordered = namesBacking(header);
-    const flags = new QedFlags({ file, header, ordered, chaos });
-    const session = new QedSession(options, { tables, allocator, flags, ordered });
+    // An overlay's space is durably part of the file before an entry points to it.
+    const flags = new QedFlags({ file, header, ordered: namesBacking(header) || overlay !== undefined, chaos });
+    const session = new QedSession(options, { tables, space, flags });
     if (dirty && file.file.writable) session.check.start();
     return session;
   }
 
-  /** To be called before anything is written. Throws `BlockError` when nothing may be written. */
-  async prepareWrite(): Promise<void> {
-    if (this.check.corruption !== undefined) throw refusal(this.check.corruption);
-    this.file.check();
-    if (this.flags.prepared) return;
-    if (this.#retired) throw new RetiredError("the tables were dropped");
-    await this.flags.prepare();
-  }
-
-  /** Whether a write in place may go ahead without awaiting anything. */
-  get writesNow(): boolean {
-    return this.flags.prepared && this.check.corruption === undefined && !this.file.latched;
-  }
-
   /** Passes the gate. `leaveAllocation` is to be called exactly once. */
-  async enterAllocation(): Promise<void> {
-    await this.gate.enter();
-    if (this.check.failure === undefined) return;
-    this.gate.leave();
-    throw refusal(this.check.failure);
+  enterAllocation(): Promise<void> {
+    return this.guard.enter();
   }
 
   leaveAllocation(): void {
@@ -144,21 +137,49 @@ export class QedSession {
     this.#timer ??= this.#setTimer(this.#clock, this.#quietMs);
   }
 
+  sync(): Promise<void> {
+    return this.file.sync();
+  }
+
   /** Drops everything, writing nothing; resolves when nobody changes header or tables any more. */
   async retire(): Promise<void> {
-    this.#retired = true;
     this.#stopTimer();
-    await Promise.all([this.check.stop(), this.gate.retire(), this.flags.settled(), this.#clearing]);
+    await Promise.all([this.guard.retire(), this.#clearing]);
     // One who was inside may have set it again.
     this.#stopTimer();
+  }
+
+  /** Drops the name of the backing, and gives back what was reserved. Durable when resolved; may be repeated. */
+  async standAlone(): Promise<void> {
+    await this.check.ended();
+    await this.gate.hold();
+    try {
+      await this.file.sync();
+      const left = (await this.#pool?.finish()) ?? [];
+      await adoptClusters(this, left);
+      await this.file.sync();
+      await this.flags.dropBacking();
+    } finally {
+      this.gate.release();
+    }
   }
 
   /** The end of a session whose image is closed cleanly, if that can be: nobody else uses it any more. */
   async finish(): Promise<void> {
     await this.retire();
     if (this.check.progress.state === "running" || this.check.failure !== undefined) return;
-    if (!this.file.file.writable || !this.flags.needCheck) return;
-    await this.#clear();
+    if (!this.file.file.writable || this.file.latched) return;
+    if (this.flags.needCheck) await this.#clear();
+    await this.#giveSpaceBack();
+  }
+
+  /** What fails here loses space. */
+  async #giveSpaceBack(): Promise<void> {
+    try {
+      await this.#pool?.finish();
+    } catch (error) {
+      if (!(error instanceof BlockError)) throw error;
+    }
   }
 
   #newCheck(): BackgroundCheck {
@@ -213,11 +234,31 @@ export class QedSession {
   }
 }
 
-function isSame(a: QedGeometry, b: QedGeometry): boolean {
-  return (Object.keys(a) as (keyof QedGeometry)[]).every((key) => a[key] === b[key]);
+type SessionParts = Pick<QedSession, "tables" | "space" | "flags">;
+
+function spaceOf(
+  file: ImageFile,
+  geometry: QedGeometry,
+  { overlay, chaos }: Pick<QedSessionOptions, "overlay" | "chaos">,
+): { space: Space; allocatedEnd: () => number } {
+  const { clusterBytes } = geometry;
+  if (overlay === undefined) {
+    const space = new AppendAllocator(file, clusterBytes);
+    return { space, allocatedEnd: () => space.end };
+  }
+  const source = new TailSpace(file, clusterBytes, chaos);
+  const space = new ClusterPool({ file, source, clusterBytes, unused: overlay.unused });
+  return { space, allocatedEnd: () => Math.floor(file.sizeBytes / clusterBytes) * clusterBytes };
 }
 
-/** An error of its own for each request: its stack says who asked. */
-function refusal(cause: BlockError): BlockError {
-  return new BlockError("io", `nothing more is written: ${cause.message}`, { cause });
+async function readHeaderAgain(file: ImageFile): Promise<QedHeader> {
+  const bytes = Buffer.alloc(QED_HEADER_BYTES);
+  await file.read(0, bytes);
+  const header = parseHeader(bytes, file.sizeBytes);
+  if ("kind" in header) throw new ImageCorruptError(file.path, header);
+  return header;
+}
+
+function isSame(a: QedGeometry, b: QedGeometry): boolean {
+  return (Object.keys(a) as (keyof QedGeometry)[]).every((key) => a[key] === b[key]);
 }

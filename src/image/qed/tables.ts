@@ -10,6 +10,7 @@ import type { BadEntry } from "../tables/check-report.ts";
 import { LISTED_ENTRIES_MAX } from "../tables/check-report.ts";
 import { ImageCorruptError } from "../tables/corrupt-error.ts";
 import type { ImageFile } from "../tables/image-file.ts";
+import type { TableRun } from "../tables/reading.ts";
 import { SliceCache } from "../tables/slice-cache.ts";
 import { readU64LE, writeU64LE } from "../tables/u64.ts";
 import { EntryRules } from "./entry-rules.ts";
@@ -22,12 +23,11 @@ const SLICE_BYTES_MAX = 16 * 1024;
 /** What cached slices may take. */
 export const QED_CACHE_BYTES = 32 * 1024 * 1024;
 
-/** A range of the disk of which one thing is true. */
-export interface Run {
-  kind: "data" | "zero" | "unallocated";
-  length: number;
-  /** Where in the file it is, if it is data. */
-  fileOffset: number;
+/** A range of the disk of which one thing is true. Nothing is compressed, and zeroes have no place. */
+export type Run = TableRun;
+
+export function newRun(): Run {
+  return { kind: "unallocated", length: 0, fileOffset: 0, compressedBytes: 0 };
 }
 
 export interface QedTablesParts {

@@ -2,40 +2,42 @@
 import type { ZeroOptions } from "../../block/device.ts";
 import { BlockError } from "../../block/error.ts";
 import { ZEROES, ZEROES_BYTES } from "../../util/zeroes.ts";
+import type { PutOptions, Range } from "../tables/table-image.ts";
 import { writeAllocating, zeroAllocating } from "./allocation.ts";
-import { newRun } from "./reader.ts";
 import type { QedSession } from "./session.ts";
+import { newRun } from "./tables.ts";
 
 /** For calls that await nothing. */
 const scratch = newRun();
 
 /** As `writeBytes`, when it is one write in place: the length, or −1. */
 export function writeNow(session: QedSession, offset: number, from: Uint8Array): number {
-  if (!session.writesNow || from.length === 0) return -1;
+  if (!session.guard.writesNow || from.length === 0) return -1;
   if (!session.tables.lookupNow(offset, from.length, scratch)) return -1;
   if (scratch.kind !== "data" || scratch.length !== from.length) return -1;
   return session.file.writeNow(scratch.fileOffset, from);
 }
 
-export async function writeBytes(session: QedSession, offset: number, from: Uint8Array): Promise<void> {
-  await session.prepareWrite();
+export async function writeBytes(
+  session: QedSession,
+  offset: number,
+  from: Uint8Array,
+  options?: PutOptions,
+): Promise<void> {
+  await session.guard.prepare();
   const run = newRun();
   for (let done = 0; done < from.length; ) {
     await session.tables.lookup(offset + done, from.length - done, run);
     const part = from.subarray(done, done + run.length);
-    if (run.kind === "data") await session.file.write(run.fileOffset, part);
-    else await writeAllocating(session, offset + done, part);
+    if (run.kind === "data") await session.file.write(run.fileOffset, part, options);
+    else await writeAllocating(session, offset + done, part, options);
     done += part.length;
   }
 }
 
-export async function writeZeroes(
-  session: QedSession,
-  { offset, length }: { offset: number; length: number },
-  options: ZeroOptions,
-): Promise<void> {
+export async function writeZeroes(session: QedSession, { offset, length }: Range, options: ZeroOptions): Promise<void> {
   const { noHole = false, fastOnly = false } = options;
-  await session.prepareWrite();
+  await session.guard.prepare();
   if (fastOnly) await checkFast(session, { offset, length, noHole });
   if (noHole) {
     await writeOut(session, offset, length);
@@ -52,8 +54,8 @@ export async function writeZeroes(
 }
 
 /** Gives back the space under data. It stays allocated in the tables, which cannot say otherwise, and reads as zeroes. */
-export async function discardRange(session: QedSession, offset: number, length: number): Promise<void> {
-  await session.prepareWrite();
+export async function discardRange(session: QedSession, { offset, length }: Range): Promise<void> {
+  await session.guard.prepare();
   const run = newRun();
   for (let at = offset; at < offset + length; at += run.length) {
     await session.tables.lookup(at, offset + length - at, run);

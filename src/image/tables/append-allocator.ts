@@ -1,11 +1,12 @@
 /**
  * Space at the end of a file, in clusters. Nothing is used twice, with one exception: what was taken last and never got
- * into a table may be given back. Such space may hold anything, and is zeroed before it is taken again.
+ * into a table may be given back. Such space may hold anything, and is zeroed, durably, before it is taken again: where
+ * nothing orders data before entries, an entry may survive a crash that the zeroes do not.
  */
-import { BlockError } from "../../block/error.ts";
-import type { ImageFile } from "./image-file.ts";
+import type { Place, Space } from "./cluster-pool.ts";
+import { checkGrowable, type ImageFile } from "./image-file.ts";
 
-export class AppendAllocator {
+export class AppendAllocator implements Space {
   readonly #file: ImageFile;
   readonly #clusterBytes: number;
   #end: number;
@@ -25,29 +26,32 @@ export class AppendAllocator {
     return this.#end;
   }
 
-  /** The offset of `count` clusters, which read as zeroes. */
-  async take(count: number): Promise<number> {
-    const { file } = this.#file;
-    if (file.kind !== "regular") {
-      throw new BlockError("no-space", `${file.path} is a block device: there is no room behind its last cluster`);
-    }
-    const offset = this.#end;
+  take(wanted: number): Promise<Place> {
+    return this.takeWhole(wanted);
+  }
+
+  async takeWhole(count: number): Promise<Place> {
+    checkGrowable(this.#file);
+    const place = { offset: this.#end, count };
     const length = count * this.#clusterBytes;
-    const garbage = Math.min(this.#touchedEnd, offset + length) - offset;
+    const garbage = Math.min(this.#touchedEnd, place.offset + length) - place.offset;
     this.#end += length;
     this.#touchedEnd = Math.max(this.#touchedEnd, this.#end);
     try {
-      await this.#file.grow(offset + length);
-      if (garbage > 0) await this.#file.zero(offset, garbage);
+      await this.#file.grow(place.offset + length);
+      if (garbage > 0) {
+        await this.#file.zero(place.offset, garbage);
+        await this.#file.sync();
+      }
     } catch (error) {
-      this.giveBack(offset, count);
+      this.giveBack(place);
       throw error;
     }
-    return offset;
+    return place;
   }
 
-  /** `count` clusters that no table on disk can refer to. They are lost unless they are the last ones. */
-  giveBack(offset: number, count: number): void {
+  /** They are lost unless they are the last ones. */
+  giveBack({ offset, count }: Place): void {
     if (offset + count * this.#clusterBytes === this.#end) this.#end = offset;
   }
 }

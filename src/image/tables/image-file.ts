@@ -87,10 +87,11 @@ export class ImageFile {
     }
   }
 
-  async write(offset: number, from: Uint8Array): Promise<void> {
+  /** `once`: nobody is expected to read it soon. */
+  async write(offset: number, from: Uint8Array, options?: { readonly once?: boolean }): Promise<void> {
     this.#latch.check();
     try {
-      await this.file.write(offset, from);
+      await this.file.write(offset, from, options);
     } catch (error) {
       throw this.#latch.writeFailed(error);
     }
@@ -161,4 +162,10 @@ export class ImageFile {
       this.#growing = undefined;
     }
   }
+}
+
+/** Throws `BlockError("no-space")` for what has no room behind its last cluster. */
+export function checkGrowable({ file }: ImageFile): void {
+  if (file.kind === "regular") return;
+  throw new BlockError("no-space", `${file.path} is a block device: there is no room behind its last cluster`);
 }

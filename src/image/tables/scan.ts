@@ -43,6 +43,14 @@ export async function scanTable(
   }
 }
 
+/**
+ * Writes what a table holds once more. After a sync that failed, the page cache has what the disk lacks and takes it for
+ * clean: whoever opens the file next finds the table whole, and could sync for ever without its being written.
+ */
+export async function rewriteTable(file: ImageFile, range: { offset: number; length: number }): Promise<void> {
+  await scanTable(file, range, ({ at, bytes }) => file.write(at, bytes));
+}
+
 async function runAt(file: ImageFile, at: number): Promise<{ kind: "data" | "hole"; end: number }> {
   try {
     const run = await file.file.extentAt(at);

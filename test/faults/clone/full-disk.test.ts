@@ -15,7 +15,7 @@ import { makeImage, pattern } from "../../support/patterns.ts";
 import { nbdkit } from "../../support/peers.ts";
 import { run, runOk } from "../../support/run.ts";
 import { tempDir } from "../../support/temp-dir.ts";
-import { itWith } from "../../support/tools.ts";
+import { itWith, requireRoot } from "../../support/tools.ts";
 
 const MiB = 2 ** 20;
 const SIZE = 24 * MiB;
@@ -27,7 +27,7 @@ itWith(
   ["nbdkit", "mount"],
   "a full disk: writes get ENOSPC, hydration waits and goes on by itself, nothing is lost",
   async (context) => {
-    context.skip(process.getuid?.() !== 0, "mounting is for root");
+    requireRoot(context, "mounting");
     using folder = tempDir();
     makeImage(folder.file("disk"), SIZE, [{ offset: 0, length: SIZE, salt: SALT }]);
     await using source = await nbdkit("-r", "file", folder.file("disk"));

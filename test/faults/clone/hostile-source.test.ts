@@ -28,7 +28,7 @@ test("a source that answers a read with something else is hung up on, and nothin
   await clone.call("pause", {});
   await using client = await clone.open();
   let at = MiB;
-  for (const [what, lie] of Object.entries(LIES).slice(0, counts({ local: 4, ci: 99 }))) {
+  for (const [what, { lie, noticedAs }] of Object.entries(LIES).slice(0, counts({ local: 4, ci: 99 }))) {
     at += MiB;
     const before = (await diskOf(clone)).source?.reconnects ?? 0;
     source.lies = 0;
@@ -36,7 +36,8 @@ test("a source that answers a read with something else is hung up on, and nothin
     const read = bytesOf(client, at, 8192);
     const { source: session } = await untilDisk(clone, () => source.lies >= 2);
     expect(session?.reconnects, what).toBeGreaterThan(before);
-    expect(session?.lastError, what).toBeTruthy();
+    expect(session?.lastError, what).toContain("the server broke the protocol: ");
+    expect(session?.lastError, what).toContain(noticedAs);
     const missing = await missingOf(clone);
     expect(
       missing.some(({ offset, length }) => offset <= at && offset + length >= at + 8192),

@@ -30,20 +30,43 @@ function dataChunk(cookie: Buffer, offset: number, data: Buffer): Buffer {
 
 const truth: Lie = ({ cookie, offset, data }) => dataChunk(cookie, offset, data);
 
-export const LIES: Readonly<Record<string, Lie>> = {
-  "a cookie that nobody sent": ({ offset, data }) => dataChunk(Buffer.from("deadbeefdeadbeef", "hex"), offset, data),
-  "data of another place": ({ cookie, offset, length, data }) => dataChunk(cookie, offset + length, data),
-  "more data than was asked for": ({ cookie, offset, data }) =>
-    dataChunk(cookie, offset, Buffer.concat([data, data.subarray(0, 512)])),
-  "less data, and that it was all": ({ cookie, offset, data }) => dataChunk(cookie, offset, data.subarray(512)),
-  "the same data twice": ({ cookie, offset, data }) =>
-    Buffer.concat([
-      chunk(CHUNK.OFFSET_DATA, { cookie, done: false }, Buffer.concat([u64(offset), data])),
-      dataChunk(cookie, offset, data),
-    ]),
-  "no reply at all, but noise": ({ data }) => data,
-  "a length of 4 GiB": ({ cookie, offset }) =>
-    Buffer.concat([u32(0x668e33ef), u16(1), u16(CHUNK.OFFSET_DATA), cookie, u32(0xffff_fff0), u64(offset)]),
+/** A lie, and what is said of the one who told it. */
+export interface KnownLie {
+  readonly lie: Lie;
+  readonly noticedAs: string;
+}
+
+export const LIES: Readonly<Record<string, KnownLie>> = {
+  "a cookie that nobody sent": {
+    lie: ({ offset, data }) => dataChunk(Buffer.from("deadbeefdeadbeef", "hex"), offset, data),
+    noticedAs: "a reply to a request that is not pending",
+  },
+  "data of another place": {
+    lie: ({ cookie, offset, length, data }) => dataChunk(cookie, offset + length, data),
+    noticedAs: "outside of the read",
+  },
+  "more data than was asked for": {
+    lie: ({ cookie, offset, data }) => dataChunk(cookie, offset, Buffer.concat([data, data.subarray(0, 512)])),
+    noticedAs: "outside of the read",
+  },
+  "less data, and that it was all": {
+    lie: ({ cookie, offset, data }) => dataChunk(cookie, offset, data.subarray(512)),
+    noticedAs: "a read that succeeds without all of its data",
+  },
+  "the same data twice": {
+    lie: ({ cookie, offset, data }) =>
+      Buffer.concat([
+        chunk(CHUNK.OFFSET_DATA, { cookie, done: false }, Buffer.concat([u64(offset), data])),
+        dataChunk(cookie, offset, data),
+      ]),
+    noticedAs: "a chunk that overlaps an earlier one",
+  },
+  "no reply at all, but noise": { lie: ({ data }) => data, noticedAs: "a reply begins with 0x" },
+  "a length of 4 GiB": {
+    lie: ({ cookie, offset }) =>
+      Buffer.concat([u32(0x668e33ef), u16(1), u16(CHUNK.OFFSET_DATA), cookie, u32(0xffff_fff0), u64(offset)]),
+    noticedAs: "outside of the read",
+  },
 };
 
 export class HostileSource implements AsyncDisposable {

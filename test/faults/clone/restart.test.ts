@@ -174,7 +174,9 @@ describe("told to stop", () => {
     const { image, socket, source } = placeIn(folder, uriIn(folder));
     const clone = `"$0" clone --rate=64K --progress=none -U "$1" -C "$1.ctl" "$2" "$3" | true; exit \${PIPESTATUS[0]}`;
     const outcome = await run(["bash", "-c", clone, BLOCKFERRY, socket, source, image]);
-    expect(outcome).toMatchObject({ status: 0, stderr: "" });
+    // Without native calls, that is said.
+    expect(outcome.status).toBe(0);
+    expect(outcome.stderr.replace(/^.*without native calls, .*\n/, "")).toBe("");
     expect((await blockferry("image", "info", image)).status).toBe(75);
     // One whose progress nobody reads any more goes on.
     const args = ["clone", "--exit-when-hydrated", "--progress=json", "-U", socket, "-C", `${socket}.ctl`];

@@ -1,17 +1,16 @@
 /** A real file system on a copy that is not finished: mounted, read, written, trimmed; and in order when it stands alone. */
 import { createHash } from "node:crypto";
-import { closeSync, fsyncSync, mkdirSync, openSync, readFileSync, rmSync, writeFileSync, writeSync } from "node:fs";
+import { mkdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { expect } from "vitest";
 import { diskOf, letPass, placeIn, untilDisk } from "../../support/clone-checks.ts";
 import { startClone } from "../../support/clone-process.ts";
-import { attachExport, MOUNT_TOOLS, mountDevice, mountHint } from "../../support/mounted-export.ts";
+import { attachExport, itMounts, mountDevice, writeSynced } from "../../support/mounted-export.ts";
 import { pattern } from "../../support/patterns.ts";
 import { nbdkit, nbdkitIn } from "../../support/peers.ts";
 import { runOk } from "../../support/run.ts";
 import { counts } from "../../support/seed.ts";
 import { type TempDir, tempDir } from "../../support/temp-dir.ts";
-import { itWith } from "../../support/tools.ts";
 import { KiB, MiB } from "../serve/layout.ts";
 
 const SIZE = counts({ local: 48, ci: 256 }) * MiB;
@@ -49,59 +48,44 @@ function expectFiles(directory: string, files: Files): void {
   }
 }
 
-function writeSynced(path: string, contents: Buffer): void {
-  const fd = openSync(path, "w");
-  for (let at = 0; at < contents.length; ) at += writeSync(fd, contents, at);
-  fsyncSync(fd);
-  closeSync(fd);
-}
-
-itWith(
-  [...MOUNT_TOOLS, "nbdkit", "debugfs"],
-  "an ext4 is used while it is copied, and is whole afterwards",
-  async (context) => {
-    const hint = mountHint();
-    context.skip(hint !== undefined, hint);
-    using folder = tempDir();
-    const old = someFiles("old", 100);
-    const made = someFiles("new", 200);
-    const image = await makeFileSystem(folder, old);
-    await using source = await nbdkit("-r", "file", image);
-    const place = placeIn(folder, source);
+itMounts(["nbdkit", "debugfs"], "an ext4 is used while it is copied, and is whole afterwards", async () => {
+  using folder = tempDir();
+  const old = someFiles("old", 100);
+  const made = someFiles("new", 200);
+  const image = await makeFileSystem(folder, old);
+  await using source = await nbdkit("-r", "file", image);
+  const place = placeIn(folder, source);
+  {
+    await using clone = await startClone({ ...place, flags: ["--rate=1M"] });
     {
-      await using clone = await startClone({ ...place, flags: ["--rate=1M"] });
-      {
-        await using device = await attachExport(clone.socket, SIZE, folder);
-        await using mounted = await mountDevice(device.path, folder);
-        expectFiles(mounted.path, old);
-        for (const [name, contents] of made) writeSynced(join(mounted.path, name), contents);
-        rmSync(join(mounted.path, "old-5"));
-        await runOk(["sync", "-f", mounted.path]);
-        await runOk(["fstrim", mounted.path]);
-        expectFiles(mounted.path, made);
-        // It was not all here before that.
-        expect((await diskOf(clone)).hydration?.state).toBe("hydrating");
-      }
-      await clone.call("set-speed", { bytesPerSecond: null });
-      await clone.hydrated();
-      expect(await clone.stop()).toBe(0);
+      await using device = await attachExport(clone.socket, SIZE, folder);
+      await using mounted = await mountDevice(device.path, folder);
+      expectFiles(mounted.path, old);
+      for (const [name, contents] of made) writeSynced(join(mounted.path, name), contents);
+      rmSync(join(mounted.path, "old-5"));
+      await runOk(["sync", "-f", mounted.path]);
+      await runOk(["fstrim", mounted.path]);
+      expectFiles(mounted.path, made);
+      // It was not all here before that.
+      expect((await diskOf(clone)).hydration?.state).toBe("hydrating");
     }
-    await source.kill();
-    old.delete("old-5");
-    expect(await runOk(["e2fsck", "-f", "-n", place.image])).toContain("Pass 5");
-    mkdirSync(folder.file("out"));
-    await runOk(["debugfs", "-R", `rdump / ${folder.file("out")}`, place.image]);
-    expectFiles(folder.file("out"), old);
-    expectFiles(folder.file("out"), made);
-  },
-);
+    await clone.call("set-speed", { bytesPerSecond: null });
+    await clone.hydrated();
+    expect(await clone.stop()).toBe(0);
+  }
+  await source.kill();
+  old.delete("old-5");
+  expect(await runOk(["e2fsck", "-f", "-n", place.image])).toContain("Pass 5");
+  mkdirSync(folder.file("out"));
+  await runOk(["debugfs", "-R", `rdump / ${folder.file("out")}`, place.image]);
+  expectFiles(folder.file("out"), old);
+  expectFiles(folder.file("out"), made);
+});
 
-itWith(
-  [...MOUNT_TOOLS, "nbdkit", "sha256sum"],
+itMounts(
+  ["nbdkit", "sha256sum"],
   "programs that read a mounted file system wait for a source that is away, and get no error",
-  async (context) => {
-    const hint = mountHint();
-    context.skip(hint !== undefined, hint);
+  async () => {
     using folder = tempDir();
     const files = someFiles("old", 100);
     const image = await makeFileSystem(folder, files);

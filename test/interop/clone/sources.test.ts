@@ -9,7 +9,7 @@ import { runOk } from "../../support/run.ts";
 import { counts, runSeed } from "../../support/seed.ts";
 import { BLOCKFERRY } from "../../support/serve-process.ts";
 import { tempDir } from "../../support/temp-dir.ts";
-import { itWith } from "../../support/tools.ts";
+import { itWith, requireHost } from "../../support/tools.ts";
 import { KiB, MiB } from "../serve/layout.ts";
 
 const GiB = 2 ** 30;
@@ -29,15 +29,16 @@ async function expectCopied(source: Peer, flags: readonly string[] = [], exportN
   using folder = tempDir();
   const place = placeIn(folder, uriOf(source, exportName));
   const { status, stderr } = await runClone({ ...place, flags: ["--exit-when-hydrated", ...flags] });
-  expect(stderr).toBe("");
+  // Without native calls, that is said.
+  expect(stderr.replace(/^.*without native calls, .*\n/, "")).toBe("");
   expect(status).toBe(0);
   await expectSame(place.image, place.source);
 }
 
 /** Without native calls zeroes are written out, and this much of them would fill the disk. */
-function skipWithoutHoles(context: TestContext): void {
-  const without = Boolean(process.env["BLOCKFERRY_NO_NATIVE"]);
-  context.skip(without, "without native calls there are no holes");
+function requireHoles(context: TestContext): void {
+  const without = process.env["BLOCKFERRY_NO_NATIVE"] === "1";
+  requireHost(context, without ? "needs holes, which native calls make: unset BLOCKFERRY_NO_NATIVE" : undefined);
 }
 
 itWith(["nbdkit", "qemu-img"], "a full disk becomes the same image, which then stands alone", async () => {
@@ -58,7 +59,7 @@ itWith(["nbdkit", "qemu-img"], "a full disk becomes the same image, which then s
 });
 
 itWith(["nbdkit", "qemu-img"], `${VAST} GiB with little in it are copied sparse, and in seconds`, async (context) => {
-  skipWithoutHoles(context);
+  requireHoles(context);
   const percent = counts({ local: 0.004, ci: 0.01 });
   await using source = await nbdkit(
     "sparse-random",
@@ -181,7 +182,7 @@ describe("disks of other servers", () => {
 });
 
 itWith(["nbdkit", "qemu-img"], "what is a hole in the source takes no room in the copy", async (context) => {
-  skipWithoutHoles(context);
+  requireHoles(context);
   using folder = tempDir();
   makeImage(folder.file("disk"), SPARSE_BYTES, SPARSE);
   await using source = await nbdkit("-r", "file", folder.file("disk"));
@@ -201,8 +202,6 @@ itWith(
     expect(empty).toMatchObject({ status: 74, stderr: expect.stringContaining("0 bytes") });
     const absent = await runClone(placeIn(folder, `nbd+unix:///?socket=${folder.file("nobody")}`));
     expect(absent.status).toBe(69);
-    const wrongName = await runClone(placeIn(folder, uriOf(source, "other")));
-    expect([69, 74]).toContain(wrongName.status);
     expect(existsSync(folder.file("copy.raw"))).toBe(false);
     expect(existsSync(folder.file("copy.raw.map"))).toBe(false);
     writeFileSync(folder.file("copy.raw"), "something that is mine");

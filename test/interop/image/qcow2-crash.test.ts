@@ -8,13 +8,18 @@ import { checkQcow2 } from "../../../src/image/qcow2/check-qcow2.ts";
 import { createRealEnv } from "../../../src/os/real-env.ts";
 import { firstDifference, pattern } from "../../support/patterns.ts";
 import { run, runOk } from "../../support/run.ts";
-import { counts, Prng, runSeed } from "../../support/seed.ts";
+import { Prng, runSeed } from "../../support/seed.ts";
 import { BLOCKFERRY, startServe } from "../../support/serve-process.ts";
 import { tempDir } from "../../support/temp-dir.ts";
 import { itWith } from "../../support/tools.ts";
+import { rounds, startQuickly } from "./amount.ts";
 import { openOurs, type Qcow2Shape, type Qcow2World, qemuCreates } from "./qcow2-rounds.ts";
 
+startQuickly();
+
 const KIB = 1024;
+const KILLS_OF_QEMU = rounds({ local: 1, ci: 8 });
+const KILLS_OF_OURS = rounds({ local: 1, ci: 8 });
 const MIB = 1024 * KIB;
 const env = createRealEnv();
 const folder = tempDir(tmpdir());
@@ -96,7 +101,7 @@ for (const shape of [...SHAPES, LAZY, OVER_BACKING]) {
     `an image that a killed QEMU has left is checked and used: ${what}`,
     async () => {
       const rng = new Prng(runSeed(), `killed qemu ${what}`);
-      for (let round = 0; round < counts({ local: 3, ci: 30 }); round++) {
+      for (let round = 0; round < KILLS_OF_QEMU; round++) {
         const world = await qemuCreates({ env, rng, path: folder.file(`${++made}.qcow2`), shape });
         const writes = drawWrites(world, 300);
         const count = rng.integer(1, 60);
@@ -140,7 +145,7 @@ for (const shape of SHAPES) {
     `an image that we leave when killed is right in QEMU's eyes: ${what}`,
     async () => {
       const rng = new Prng(runSeed(), `killed server ${what}`);
-      for (let round = 0; round < counts({ local: 2, ci: 20 }); round++) {
+      for (let round = 0; round < KILLS_OF_OURS; round++) {
         const world = await qemuCreates({ env, rng, path: folder.file(`${++made}.qcow2`), shape });
         const writes = drawWrites(world, 400);
         await using server = await startServe({ image: world.path, socket: folder.file(`s${made}`) });

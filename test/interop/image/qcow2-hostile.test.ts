@@ -14,8 +14,8 @@ import { itWith } from "../../support/tools.ts";
 
 const SECTOR_BYTES = 512;
 const COMPARED_BYTES_MAX = 4 * 1024 * 1024;
-const BOX_MS = counts({ local: 25_000, ci: 100_000 });
-const ROUNDS_MAX = counts({ local: 2000, ci: 20_000 });
+const BOX_MS = counts({ local: 4000, ci: 45_000 });
+const ROUNDS_MAX = counts({ local: 400, ci: 20_000 });
 /** Images that one qemu-io looks at. */
 const BATCH = 40;
 const env = createRealEnv();

@@ -1,14 +1,16 @@
 /** Block devices, by loop devices over a file: for root only. */
 import { execFileSync, spawnSync } from "node:child_process";
 import { closeSync, openSync } from "node:fs";
-import { describe, expect, type TestContext } from "vitest";
+import { constants } from "node:os";
+import { describe, expect, type TestContext, vi } from "vitest";
 import { RealFiles } from "../../../src/os/files.ts";
 import { loadNative, type NativeResult } from "../../../src/os/native.ts";
 import { NativeCalls } from "../../../src/os/native-calls.ts";
 import { makeImage, pattern } from "../../support/patterns.ts";
 import { tempDir } from "../../support/temp-dir.ts";
-import { itWith } from "../../support/tools.ts";
+import { itWith, requireRoot } from "../../support/tools.ts";
 
+const { EAGAIN } = constants.errno;
 const MIB = 2 ** 20;
 const SIZE_BYTES = 16 * MIB;
 
@@ -38,7 +40,7 @@ function itOnDevice(
   native: NativeResult,
 ) {
   itWith(["losetup"], title, async (context: TestContext) => {
-    context.skip(process.getuid?.() !== 0, "loop devices are for root");
+    requireRoot(context, "attaching a loop device");
     using device = new LoopDevice();
     await body(device, new RealFiles(native));
   });
@@ -154,9 +156,13 @@ describe("a block device", () => {
       const fd = openSync(path, "r");
       expect(await new NativeCalls(withNative.native).flock(fd, LOCK_SH | LOCK_NB)).toBe(0);
       await using file = await files.open({ path, writable: true });
+      using flock = vi.spyOn(NativeCalls.prototype, "flock");
       const locking = file.lock("exclusive");
-      setTimeout(() => closeSync(fd), 120);
+      await expect.poll(() => flock.mock.settledResults.length).toBeGreaterThanOrEqual(2);
+      expect(flock.mock.settledResults.map(({ value }) => value)).toEqual(flock.mock.results.map(() => -EAGAIN));
+      closeSync(fd);
       await locking;
+      expect(flock.mock.settledResults.at(-1)?.value).toBe(0);
     },
     withNative,
   );

@@ -3,35 +3,20 @@ import { statSync, truncateSync, writeFileSync } from "node:fs";
 import { afterAll, beforeAll, expect } from "vitest";
 import { imageDifference, makeImage } from "../../support/patterns.ts";
 import { runOk } from "../../support/run.ts";
-import { BLOCKFERRY, type ServeProcess, startServe } from "../../support/serve-process.ts";
-import { tempDir } from "../../support/temp-dir.ts";
+import { BLOCKFERRY, startServe } from "../../support/serve-process.ts";
 import { itWith } from "../../support/tools.ts";
+import { CopyPlaces } from "./copy-places.ts";
 import { KiB, MiB, SPARSE_BYTES, SPARSE_REGIONS } from "./layout.ts";
 
-const folder = tempDir();
-const source = folder.file("source.img");
-const target = folder.file("target.img");
+const places = new CopyPlaces();
+const { folder, source, target } = places;
 const local = folder.file("local.img");
 const DATA_BYTES = SPARSE_REGIONS.reduce((sum, { length }) => sum + length, 0);
 /** File systems allocate a little more than the data: extent blocks, rounding. */
 const ALLOCATION_SLACK_BYTES = 64 * KiB;
-let from: ServeProcess;
 
-beforeAll(async () => {
-  makeImage(source, SPARSE_BYTES, SPARSE_REGIONS);
-  from = await startServe({ image: source, socket: folder.file("from.sock"), flags: ["-r"] });
-});
-
-/** A writable export full of junk, which a copy must replace, holes included. */
-function serveTarget(): Promise<ServeProcess> {
-  makeImage(target, SPARSE_BYTES, [{ offset: 0, length: SPARSE_BYTES, salt: 99 }]);
-  return startServe({ image: target, socket: folder.file("to.sock") });
-}
-
-afterAll(async () => {
-  await from.kill();
-  folder[Symbol.dispose]();
-});
+beforeAll(() => places.begin());
+afterAll(() => places[Symbol.asyncDispose]());
 
 function allocatedBytes(path: string): number {
   return statSync(path).blocks * 512;
@@ -44,24 +29,24 @@ function expectSparseCopy(path: string): void {
 
 itWith(["nbdcopy"], "export to file: every byte, and no more space than the data", async () => {
   makeImage(local, SPARSE_BYTES, [{ offset: 0, length: SPARSE_BYTES, salt: 98 }]);
-  await runOk(["nbdcopy", from.uri, local]);
+  await runOk(["nbdcopy", places.uri, local]);
   expectSparseCopy(local);
 });
 
 itWith(["nbdcopy"], "file to export: zeroes become holes in the image", async () => {
-  await using to = await serveTarget();
+  await using to = await places.serveTarget();
   await runOk(["nbdcopy", "--flush", source, to.uri]);
   expectSparseCopy(target);
 });
 
 itWith(["nbdcopy"], "export to export, on four connections each", async () => {
-  await using to = await serveTarget();
-  await runOk(["nbdcopy", "--flush", "--connections=4", "--threads=4", from.uri, to.uri]);
+  await using to = await places.serveTarget();
+  await runOk(["nbdcopy", "--flush", "--connections=4", "--threads=4", places.uri, to.uri]);
   expectSparseCopy(target);
 });
 
 itWith(["nbdcopy"], "with --allocated the zeroes are provisioned", async () => {
-  await using to = await serveTarget();
+  await using to = await places.serveTarget();
   await runOk(["nbdcopy", "--allocated", source, to.uri]);
   expect(imageDifference(target, SPARSE_BYTES, SPARSE_REGIONS)).toBeUndefined();
   expect(allocatedBytes(target)).toBeGreaterThanOrEqual(SPARSE_BYTES);

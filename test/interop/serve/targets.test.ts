@@ -5,7 +5,7 @@ import { fileBytes, firstDifference, imageDifference, makeImage, pattern } from 
 import { run, runOk } from "../../support/run.ts";
 import { startServe } from "../../support/serve-process.ts";
 import { tempDir } from "../../support/temp-dir.ts";
-import { itWith } from "../../support/tools.ts";
+import { itWith, requireHost, requireRoot } from "../../support/tools.ts";
 import { KiB, MiB, parseNbdinfoMap, runsOf, SPARSE_BYTES, SPARSE_REGIONS } from "./layout.ts";
 
 const TiB = 2 ** 40;
@@ -68,7 +68,7 @@ itWith(BASIC_TOOLS, "the same without native calls: no holes are seen or made, a
 itWith(BASIC_TOOLS, "a file on tmpfs", async (context) => {
   const shm = "/dev/shm";
   const there = existsSync(shm) && statfsSync(shm).type === TMPFS;
-  context.skip(!there, `${shm} is not a tmpfs`);
+  requireHost(context, there ? undefined : `needs a tmpfs at ${shm}`);
   using folder = tempDir(shm);
   const image = folder.file("disk.img");
   makeImage(image, SPARSE_BYTES, SPARSE_REGIONS);
@@ -78,7 +78,7 @@ itWith(BASIC_TOOLS, "a file on tmpfs", async (context) => {
 });
 
 itWith([...BASIC_TOOLS, "losetup"], "a block device, which nobody else may then write", async (context) => {
-  context.skip(process.getuid?.() !== 0, "loop devices are for root");
+  requireRoot(context, "attaching a loop device");
   using folder = tempDir();
   await using stack = new AsyncDisposableStack();
   const backing = folder.file("backing.img");

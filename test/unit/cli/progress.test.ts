@@ -15,7 +15,7 @@ import {
   progressJson,
   progressLine,
 } from "../../../src/cli/progress/format.ts";
-import { expandBareProgress, type ProgressForm, parseProgress } from "../../../src/cli/progress/option.ts";
+import { expandBareFlags, type ProgressForm, parseProgress } from "../../../src/cli/progress/option.ts";
 
 const MIB = 2 ** 20;
 const GIB = 2 ** 30;
@@ -115,17 +115,13 @@ describe("--progress", () => {
   });
 
   test("alone does not swallow the next word", () => {
-    expect(expandBareProgress(["clone", "--progress", "uri", "image"])).toEqual([
+    expect(expandBareFlags(["clone", "--progress", "uri", "image"])).toEqual([
       "clone",
       "--progress=auto",
       "uri",
       "image",
     ]);
-    expect(expandBareProgress(["--progress=json", "--", "--progress"])).toEqual([
-      "--progress=json",
-      "--",
-      "--progress",
-    ]);
+    expect(expandBareFlags(["--progress=json", "--", "--progress"])).toEqual(["--progress=json", "--", "--progress"]);
   });
 });
 

@@ -1,20 +1,10 @@
 import { describe, expect, test } from "vitest";
-import { CliError } from "../../../src/cli/cli-error.ts";
 import { checkExposure, isLoopback, planServe, type ServeFlags } from "../../../src/cli/serving/plan.ts";
+import { errorOf } from "./error-of.ts";
 
 const around = { directory: "/work", inherited: [] };
 const plan = (flags: ServeFlags) => planServe("disk.raw", flags, around);
 const activated = { directory: "/work", inherited: [{ fd: 3, name: "unknown" }] };
-
-function usageOf(action: () => unknown): CliError["parts"] {
-  try {
-    action();
-  } catch (error) {
-    if (error instanceof CliError) return error.parts;
-    throw error;
-  }
-  throw new Error("nothing was thrown");
-}
 
 describe("where serve listens", () => {
   test("on the NBD port of loopback, unless told otherwise", () => {
@@ -46,7 +36,7 @@ describe("where serve listens", () => {
       { run: "true" },
     ]) {
       const [flag] = Object.keys(flags);
-      expect(usageOf(() => planServe("d", flags, activated))).toMatchObject({
+      expect(errorOf(() => planServe("d", flags, activated))).toMatchObject({
         exitCode: 64,
         what: `cannot use --${flag} here`,
       });
@@ -56,9 +46,9 @@ describe("where serve listens", () => {
 
   test("not on a path that the kernel would not take", () => {
     expect(plan({ unix: `/${"s".repeat(106)}` }).listen.kind).toBe("unix");
-    expect(usageOf(() => plan({ unix: `/${"s".repeat(107)}` })).why).toContain("107 bytes");
-    expect(usageOf(() => plan({ unix: "" })).what).toBe("cannot use --unix");
-    expect(usageOf(() => plan({ bind: "" })).what).toBe("cannot use --bind");
+    expect(errorOf(() => plan({ unix: `/${"s".repeat(107)}` })).why).toContain("107 bytes");
+    expect(errorOf(() => plan({ unix: "" })).what).toBe("cannot use --unix");
+    expect(errorOf(() => plan({ bind: "" })).what).toBe("cannot use --bind");
   });
 });
 
@@ -84,14 +74,14 @@ describe("TLS of serve", () => {
   });
 
   test("needs credentials, and certificates for clients to be verified", () => {
-    expect(usageOf(() => plan({ tls: "require" })).why).toBe("there are no credentials");
-    expect(usageOf(() => plan({ tlsVerifyPeer: true })).why).toContain("no certificates");
-    expect(usageOf(() => plan({ tlsVerifyPeer: true, tlsPsk: "k" })).why).toContain("proves the client already");
+    expect(errorOf(() => plan({ tls: "require" })).why).toBe("there are no credentials");
+    expect(errorOf(() => plan({ tlsVerifyPeer: true })).why).toContain("no certificates");
+    expect(errorOf(() => plan({ tlsVerifyPeer: true, tlsPsk: "k" })).why).toContain("proves the client already");
   });
 
   test("serving beyond this host takes TLS or a deliberate decision against it", () => {
     for (const bind of ["0.0.0.0", "::", "10.0.0.7", "vmhost", "fe80::1"]) {
-      expect(usageOf(() => plan({ bind }))).toMatchObject({ exitCode: 64, code: "insecure" });
+      expect(errorOf(() => plan({ bind }))).toMatchObject({ exitCode: 64, code: "insecure" });
       expect(plan({ bind, insecure: true }).listen).toMatchObject({ host: bind });
       expect(plan({ bind, tls: "off" }).listen).toMatchObject({ host: bind });
       expect(plan({ bind, tlsPsk: "k" }).listen).toMatchObject({ host: bind });
@@ -116,13 +106,13 @@ describe("the rest of the plan", () => {
       description: "root disk",
     });
     expect(plan({ exportName: "ü".repeat(2048) }).exportName).toHaveLength(2048);
-    expect(usageOf(() => plan({ exportName: "ü".repeat(2049) })).why).toContain("4096 bytes");
-    expect(usageOf(() => plan({ exportName: "a\0b" })).why).toContain("NUL");
-    expect(usageOf(() => plan({ description: "x".repeat(4097) })).what).toBe("cannot use --description");
+    expect(errorOf(() => plan({ exportName: "ü".repeat(2049) })).why).toContain("4096 bytes");
+    expect(errorOf(() => plan({ exportName: "a\0b" })).why).toContain("NUL");
+    expect(errorOf(() => plan({ description: "x".repeat(4097) })).what).toBe("cannot use --description");
   });
 
   test("an image has a name, a shared count of 0 means no limit, a PID file gets an absolute path", () => {
-    expect(usageOf(() => planServe("", {}, around)).what).toBe("there is no image to serve");
+    expect(errorOf(() => planServe("", {}, around)).what).toBe("there is no image to serve");
     expect(plan({ shared: 0 }).connectionsMax).toBeUndefined();
     expect(plan({ shared: 3 }).connectionsMax).toBe(3);
     expect(plan({ pidFile: "x.pid" }).pidFile).toBe("/work/x.pid");

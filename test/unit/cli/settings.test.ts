@@ -1,7 +1,7 @@
 import { describe, expect, test } from "vitest";
-import { CliError } from "../../../src/cli/cli-error.ts";
 import { ConfigFile, readConfigFile } from "../../../src/cli/settings/config-file.ts";
 import { type FileEntry, layerSettings, type SettingSources } from "../../../src/cli/settings/settings.ts";
+import { errorOf } from "./error-of.ts";
 
 const SHAPES = [
   { flag: "port", takesValue: true },
@@ -19,16 +19,6 @@ function layers(sources: { given?: string[]; env?: SettingSources["env"]; file?:
     ["port", "unix"],
   ]);
   return Object.fromEntries(found.map(({ flag, value, source }) => [flag, [value, source]]));
-}
-
-function errorOf(action: () => unknown): CliError["parts"] {
-  try {
-    action();
-  } catch (error) {
-    if (error instanceof CliError) return error.parts;
-    throw error;
-  }
-  throw new Error("nothing was thrown");
 }
 
 describe("layers of settings", () => {

@@ -1,6 +1,5 @@
 import { describe, expect, it } from "vitest";
 import { BlockError } from "../../../src/block/error.ts";
-import type { CorChaosPoint } from "../../../src/cor/chaos-points.ts";
 import { Commit } from "../../../src/cor/commit.ts";
 import { openIntentLog } from "../../../src/cor/intent-log.ts";
 import { openMap } from "../../../src/cor/map-file.ts";
@@ -9,77 +8,67 @@ import { addTo } from "../../../src/cor/parts.ts";
 import { Presence } from "../../../src/cor/presence.ts";
 import { FakeFiles } from "../../support/fake-files.ts";
 import { pattern } from "../../support/patterns.ts";
-import { CLUSTER, create, IMAGE, memory, open, readAll, world } from "./support.ts";
+import {
+  BACKING,
+  begun,
+  CLUSTER,
+  create,
+  holds,
+  IMAGE,
+  kill,
+  losePower,
+  memory,
+  open,
+  readAll,
+  world,
+} from "./support.ts";
 
-const SIZE = 16 * CLUSTER;
-const BACKING = pattern(0, SIZE, 1);
-
-async function rig(...mutants: CorChaosPoint[]) {
-  const files = new FakeFiles();
-  const env = world(files, ...mutants);
-  await create(env, SIZE);
-  const backing = memory(BACKING);
-  const overlay = await open(env, { backing, logHalfRecords: 2 });
-  return { files, env, backing, overlay };
-}
-
-/** The process is gone: its locks are, and the page cache is not. */
-function kill(files: FakeFiles): void {
-  for (const disk of files.disks.values()) disk.holders.clear();
-}
-
-function losePower(files: FakeFiles): void {
-  for (const disk of files.disks.values()) disk.losePower();
-}
-
-async function holds(device: { read(offset: number, into: Uint8Array): Promise<void> }, offset: number, salt: number) {
-  const into = Buffer.alloc(CLUSTER);
-  await device.read(offset, into);
-  return into.equals(pattern(offset, CLUSTER, salt));
-}
+const SIZE = BACKING.length;
+/** Records in a half of the log. */
+const HALF = 2;
 
 describe("an overlay after its process was killed", () => {
   it("still has every acknowledged write, also when the log was full, and makes them durable as it opens", async () => {
     for (const mutant of [undefined, "cor/log-skipped"] as const) {
-      const { files, env, backing, overlay } = await rig(...(mutant === undefined ? [] : [mutant]));
+      const { files, env, backing, overlay } = await begun(HALF, ...(mutant === undefined ? [] : [mutant]));
       for (let cluster = 0; cluster < 7; cluster++) {
         await overlay.write(cluster * CLUSTER, pattern(cluster * CLUSTER, CLUSTER, 2));
       }
       kill(files);
-      await open(env, { backing, logHalfRecords: 2 });
+      await open(env, { backing, logHalfRecords: HALF });
       losePower(files);
-      await using again = await open(env, { backing, bootId: "boot 2", logHalfRecords: 2 });
+      await using again = await open(env, { backing, bootId: "boot 2", logHalfRecords: HALF });
       const found = await Promise.all([...Array(7).keys()].map((cluster) => holds(again, cluster * CLUSTER, 2)));
       expect(found.every(Boolean)).toBe(mutant === undefined);
     }
   });
 
   it("still has a write to a cluster that was fetched and not yet durable", async () => {
-    const { files, env, backing, overlay } = await rig();
+    const { files, env, backing, overlay } = await begun(HALF);
     await overlay.fetchBackground({ first: 0, count: 1 });
     expect(overlay.writeNow(0, pattern(0, CLUSTER, 2))).toBe(-1);
     await overlay.write(0, pattern(0, CLUSTER, 2));
     expect(overlay.writeNow(0, pattern(0, CLUSTER, 3))).toBe(CLUSTER);
     kill(files);
-    await using again = await open(env, { backing, logHalfRecords: 2 });
+    await using again = await open(env, { backing, logHalfRecords: HALF });
     expect(await holds(again, 0, 3)).toBe(true);
   });
 
   it("ignores the log when the host has been down since", async () => {
     for (const mutant of [undefined, "cor/log-of-any-boot"] as const) {
-      const { files, env, backing, overlay } = await rig(...(mutant === undefined ? [] : [mutant]));
+      const { files, env, backing, overlay } = await begun(HALF, ...(mutant === undefined ? [] : [mutant]));
       await overlay.write(0, pattern(0, CLUSTER, 2));
       // The log reached the disk by chance, the data did not.
       files.disks.get(logPath(IMAGE))?.takeDirty()();
       losePower(files);
-      await using again = await open(env, { backing, bootId: "boot 2", logHalfRecords: 2 });
+      await using again = await open(env, { backing, bootId: "boot 2", logHalfRecords: HALF });
       expect(await holds(again, 0, 1)).toBe(mutant === undefined);
     }
   });
 
   it("writes the map again before it acknowledges anything: the kernel may have failed to", async () => {
     for (const mutant of [undefined, "cor/rewrite-skipped"] as const) {
-      const { files, env, backing, overlay } = await rig(...(mutant === undefined ? [] : [mutant]));
+      const { files, env, backing, overlay } = await begun(HALF, ...(mutant === undefined ? [] : [mutant]));
       const map = files.disks.get(mapPath(IMAGE));
       const before = new Map(map?.durableBlocks);
       await overlay.write(0, pattern(0, CLUSTER, 2));
@@ -87,10 +76,10 @@ describe("an overlay after its process was killed", () => {
       // As if killed just before the sync of the map, whose write-back then failed unseen.
       if (map !== undefined) map.durableBlocks = before;
       kill(files);
-      const again = await open(env, { backing, logHalfRecords: 2, bootId: "boot 1" });
+      const again = await open(env, { backing, logHalfRecords: HALF, bootId: "boot 1" });
       await again.flush();
       losePower(files);
-      await using last = await open(env, { backing, bootId: "boot 2", logHalfRecords: 2 });
+      await using last = await open(env, { backing, bootId: "boot 2", logHalfRecords: HALF });
       expect(await holds(last, 0, 2)).toBe(mutant === undefined);
     }
   });
@@ -98,7 +87,7 @@ describe("an overlay after its process was killed", () => {
 
 describe("an overlay whose storage fails", () => {
   it("fails every write and flush after a sync that failed, and trusts no log afterwards", async () => {
-    const { files, env, backing, overlay } = await rig();
+    const { files, env, backing, overlay } = await begun(HALF);
     await overlay.write(0, pattern(0, CLUSTER, 2));
     files.inject({ operation: "dataSync", code: "ENOSPC", times: 1 });
     await expect(overlay.flush()).rejects.toMatchObject({ code: "io" });
@@ -106,13 +95,54 @@ describe("an overlay whose storage fails", () => {
     await expect(overlay.write(0, pattern(0, 512, 3))).rejects.toMatchObject({ code: "io" });
     expect(await holds(overlay, CLUSTER, 1)).toBe(true);
     kill(files);
-    await using again = await open(env, { backing, logHalfRecords: 2 });
+    await using again = await open(env, { backing, logHalfRecords: HALF });
     expect(await holds(again, 0, 1)).toBe(true);
+  });
+
+  it("tells nobody that data was lost before its log is of no more use", async () => {
+    const { files, overlay } = await begun(HALF);
+    await overlay.write(0, pattern(0, CLUSTER, 2));
+    files.inject({ operation: "dataSync", code: "EIO", times: 1 });
+    files.features = { ...files.features, readNow: false };
+    const release = files.hold("write");
+    const told: string[] = [];
+    const tell = (what: string) => (error: unknown) => void told.push(`${what}: ${(error as BlockError).code}`);
+    const flush = overlay.flush().catch(tell("flush"));
+    for (let turn = 0; turn < 200; turn++) await Promise.resolve();
+    const write = overlay.write(0, pattern(0, 512, 3)).catch(tell("write"));
+    expect(overlay.writeNow(0, pattern(0, 512, 3))).toBe(-1);
+    for (let turn = 0; turn < 200; turn++) await Promise.resolve();
+    expect(told).toEqual([]);
+    release();
+    await Promise.all([flush, write]);
+    expect(told.sort()).toEqual(["flush: io", "write: io"]);
+    files.clearFaults();
+    await overlay.close();
+    const header = Buffer.alloc(512, 0xee);
+    files.disks.get(logPath(IMAGE))?.get(0, header);
+    expect(header.equals(Buffer.alloc(512))).toBe(true);
+  });
+
+  it("writes anew what its log tells of: the sync that was under way may have failed unseen", async () => {
+    for (const mutant of [undefined, "cor/replay-not-rewritten"] as const) {
+      const { files, env, backing, overlay } = await begun(HALF, ...(mutant === undefined ? [] : [mutant]));
+      await overlay.write(CLUSTER, pattern(CLUSTER, CLUSTER, 2));
+      await overlay.writeZeroes(4 * CLUSTER, CLUSTER);
+      // Clean, as the kernel sees it, and not on the disk.
+      files.disks.get(IMAGE)?.takeDirty();
+      kill(files);
+      const again = await open(env, { backing, logHalfRecords: HALF });
+      await again.flush();
+      losePower(files);
+      await using last = await open(env, { backing, bootId: "boot 2", logHalfRecords: HALF });
+      expect(await holds(last, CLUSTER, 2)).toBe(mutant === undefined);
+      expect(Buffer.from(await readAll(last, 4 * CLUSTER, CLUSTER)).equals(Buffer.alloc(CLUSTER))).toBe(true);
+    }
   });
 
   it("goes on after it ran out of space, in the image or in the map", async () => {
     for (const after of [0, 1]) {
-      const { files, env, backing, overlay } = await rig();
+      const { files, env, backing, overlay } = await begun(HALF);
       files.inject({ operation: "write", code: "ENOSPC", times: 1, after });
       const write = overlay.write(0, pattern(0, CLUSTER, 2));
       if (after === 0) await expect(write).rejects.toMatchObject({ code: "no-space" });
@@ -153,7 +183,7 @@ describe("an overlay whose storage fails", () => {
 
 describe("opening an overlay", () => {
   it("refuses an image without its map, a map without its image, and one of another disk", async () => {
-    const { files, env, backing, overlay } = await rig();
+    const { files, env, backing, overlay } = await begun(HALF);
     await overlay.close();
     const image = files.disks.get(IMAGE);
     const map = files.disks.get(mapPath(IMAGE));
@@ -181,7 +211,7 @@ describe("opening an overlay", () => {
       await expect(create(world(files), SIZE)).rejects.toMatchObject({ code: "exists" });
       expect([...files.disks.keys()]).toEqual([IMAGE]);
     }
-    const { env, overlay } = await rig();
+    const { env, overlay } = await begun(HALF);
     await overlay.close();
     await expect(create(env, SIZE)).rejects.toMatchObject({ code: "exists" });
   });
@@ -196,7 +226,7 @@ describe("opening an overlay", () => {
         const files = new FakeFiles();
         const env = world(files);
         files.inject({ operation, code: "EIO", after, times: 1 });
-        await expect(create(env, SIZE)).rejects.toThrow();
+        await expect(create(env, SIZE)).rejects.toThrow(`ordered to fail (${operation})`);
         files.clearFaults();
         kill(files);
         await expect(open(env, { backing: memory(BACKING) })).rejects.toMatchObject({ code: "map-missing" });
@@ -208,7 +238,7 @@ describe("opening an overlay", () => {
   });
 
   it("is a plain image of the disk's size once it is complete, and opens again", async () => {
-    const { files, env, backing, overlay } = await rig();
+    const { files, env, backing, overlay } = await begun(HALF);
     await overlay.write(100, pattern(100, 50, 2));
     await overlay.fetchBackground({ first: 0, count: overlay.clusters });
     await overlay.complete();

@@ -1,54 +1,39 @@
 import { describe, expect, it } from "vitest";
-import type { CorChaosPoint } from "../../../src/cor/chaos-points.ts";
+import type { BlockDevice } from "../../../src/block/device.ts";
 import { openIntentLog } from "../../../src/cor/intent-log.ts";
 import { logPath } from "../../../src/cor/overlay-files.ts";
 import { FakeFiles } from "../../support/fake-files.ts";
 import { pattern } from "../../support/patterns.ts";
-import { CLUSTER, create, IMAGE, memory, open, readAll, world } from "./support.ts";
+import { begun, CLUSTER, holds, IMAGE, kill, open, world } from "./support.ts";
 
-const SIZE = 16 * CLUSTER;
-const BACKING = pattern(0, SIZE, 1);
+/** Records in a half of the log. */
+const HALF = 4;
 
-async function rig(...mutants: CorChaosPoint[]) {
-  const files = new FakeFiles();
-  const env = world(files, ...mutants);
-  await create(env, SIZE);
-  const backing = memory(BACKING);
-  const overlay = await open(env, { backing, logHalfRecords: 4 });
-  const kill = (): void => {
-    for (const disk of files.disks.values()) disk.holders.clear();
-  };
-  const write = (cluster: number): Promise<void> =>
-    overlay.write(cluster * CLUSTER, pattern(cluster * CLUSTER, CLUSTER, 2));
-  return { files, env, backing, overlay, kill, write };
-}
-
-async function holds(device: Awaited<ReturnType<typeof open>>, cluster: number): Promise<boolean> {
-  const found = Buffer.from(await readAll(device, cluster * CLUSTER, CLUSTER));
-  return found.equals(pattern(cluster * CLUSTER, CLUSTER, 2));
+function writeTo(overlay: BlockDevice, cluster: number): Promise<void> {
+  return overlay.write(cluster * CLUSTER, pattern(cluster * CLUSTER, CLUSTER, 2));
 }
 
 describe("the intent log", () => {
   it("keeps its records while commits fail for want of space", async () => {
     for (const mutant of [undefined, "cor/log-half-too-early"] as const) {
-      const { files, env, backing, overlay, kill, write } = await rig(...(mutant === undefined ? [] : [mutant]));
-      await write(1);
+      const { files, env, backing, overlay } = await begun(HALF, ...(mutant === undefined ? [] : [mutant]));
+      await writeTo(overlay, 1);
       for (const cluster of [2, 3]) {
         files.inject({ operation: "write", code: "ENOSPC", times: 1 });
         await expect(overlay.flush()).rejects.toMatchObject({ code: "no-space" });
         files.clearFaults();
-        await write(cluster);
+        await writeTo(overlay, cluster);
       }
-      kill();
-      await using again = await open(env, { backing, logHalfRecords: 4 });
-      const found = await Promise.all([1, 2, 3].map((cluster) => holds(again, cluster)));
+      kill(files);
+      await using again = await open(env, { backing, logHalfRecords: HALF });
+      const found = await Promise.all([1, 2, 3].map((cluster) => holds(again, cluster * CLUSTER, 2)));
       expect(found.every(Boolean)).toBe(mutant === undefined);
     }
   });
 
   it("is gone after data was lost, even where it cannot be written over", async () => {
-    const { files, env, backing, overlay, kill, write } = await rig();
-    await write(1);
+    const { files, env, backing, overlay } = await begun(HALF);
+    await writeTo(overlay, 1);
     files.inject({ operation: "dataSync", code: "EIO", times: 1 });
     files.inject({ operation: "writeNow", code: "ENOSPC" });
     files.inject({ operation: "write", code: "ENOSPC" });
@@ -56,9 +41,9 @@ describe("the intent log", () => {
     await overlay.close();
     expect(files.disks.get(logPath(IMAGE))?.size).toBe(0);
     files.clearFaults();
-    kill();
-    await using again = await open(env, { backing, logHalfRecords: 4 });
-    expect(await holds(again, 1)).toBe(false);
+    kill(files);
+    await using again = await open(env, { backing, logHalfRecords: HALF });
+    expect(await holds(again, CLUSTER, 2)).toBe(false);
   });
 
   it("writes no record where one that is late may still land", async () => {

@@ -8,6 +8,8 @@ import { createOverlay, openOverlay } from "../../../src/cor/overlay-files.ts";
 import type { Clock } from "../../../src/env/clock.ts";
 import type { Files } from "../../../src/env/files.ts";
 import { createRawOverlay, openRawOverlay } from "../../../src/image/raw-overlay.ts";
+import { FakeFiles } from "../../support/fake-files.ts";
+import { pattern } from "../../support/patterns.ts";
 import { Prng } from "../../support/seed.ts";
 
 export const IMAGE = "/vm/disk.raw";
@@ -89,6 +91,33 @@ export function open(env: World, { bootId = "boot 1", ...wish }: OpenWish): Prom
 
 export function memory(content: Uint8Array): MemoryDevice {
   return new MemoryDevice({ sizeBytes: content.length, content });
+}
+
+/** What the backing of `begun` holds. */
+export const BACKING = pattern(0, 16 * CLUSTER, 1);
+
+/** A new overlay of 16 clusters over `BACKING`, whose intent log has halves of `logHalfRecords`. */
+export async function begun(logHalfRecords: number, ...mutants: CorChaosPoint[]) {
+  const files = new FakeFiles();
+  const env = world(files, ...mutants);
+  await create(env, BACKING.length);
+  const backing = memory(BACKING);
+  const overlay = await open(env, { backing, logHalfRecords });
+  return { files, env, backing, overlay };
+}
+
+/** The process is gone: its locks are, and the page cache is not. */
+export function kill(files: FakeFiles): void {
+  for (const disk of files.disks.values()) disk.holders.clear();
+}
+
+export function losePower(files: FakeFiles): void {
+  for (const disk of files.disks.values()) disk.losePower();
+}
+
+/** Whether the cluster at `offset` is as it is in a pattern of `salt`. */
+export async function holds(device: BlockDevice, offset: number, salt: number): Promise<boolean> {
+  return Buffer.from(await readAll(device, offset, CLUSTER)).equals(pattern(offset, CLUSTER, salt));
 }
 
 export async function readAll(device: BlockDevice, offset: number, length: number): Promise<Uint8Array> {

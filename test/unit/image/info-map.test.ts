@@ -72,7 +72,7 @@ test("map is told in the forms of qemu-img", async () => {
 { "start": 196608, "length": 10289152, "depth": 0, "present": true, "zero": true, "data": false, "offset": 196608}]
 `,
   );
-  expect(await text(renderMap(imageMap({ files }, { path: PATH }), PATH))).toBe(
+  expect(await text(renderMap(imageMap({ files }, { path: PATH })))).toBe(
     "Offset          Length          Mapped to       File\n" +
       "0x10000         0x20000         0x10000         /vm/disk.raw\n",
   );

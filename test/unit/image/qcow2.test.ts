@@ -238,7 +238,7 @@ test("info tells what the header says, and map what is in the image", async () =
     [63, true, false, true, at(63)],
   ]);
   let text = "";
-  for await (const line of renderMap(imageMap({ files }, { path: PATH }), PATH)) text += line;
+  for await (const line of renderMap(imageMap({ files }, { path: PATH }))) text += line;
   expect(text).toContain(`0x9000          0x2000          -               ${PATH}\n`);
   expect(files.count("open")).toBe(3);
 });

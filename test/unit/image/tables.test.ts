@@ -131,19 +131,44 @@ test("space is taken from the end, given back only from the end, and zeroed when
   const file = await imageFile(files, "/a");
   const allocator = new AppendAllocator(file, 4096);
   const found = Buffer.alloc(4096);
-  expect(await allocator.take(1)).toBe(4096);
+  expect(await allocator.take(1)).toEqual({ offset: 4096, count: 1 });
   await file.read(4096, found);
   expect(found.equals(Buffer.alloc(4096))).toBe(true);
   const [second, third] = await Promise.all([allocator.take(1), allocator.take(2)]);
-  expect([second, third, file.sizeBytes]).toEqual([8192, 12_288, 20_480]);
+  expect([second.offset, third.offset, file.sizeBytes]).toEqual([8192, 12_288, 20_480]);
   await file.write(12_288, Buffer.alloc(8192, 0xbb));
-  allocator.giveBack(8192, 1);
+  allocator.giveBack(second);
   expect(allocator.end).toBe(20_480);
-  allocator.giveBack(12_288, 2);
-  expect(await allocator.take(1)).toBe(12_288);
+  allocator.giveBack(third);
+  expect((await allocator.take(1)).offset).toBe(12_288);
   await file.read(12_288, found);
   expect(found.equals(Buffer.alloc(4096))).toBe(true);
   expect(allocator.end).toBe(16_384);
+});
+
+test("space that was used before reads as zeroes when it is taken again, also after a crash", async () => {
+  const files = new FakeFiles();
+  const disk = files.add("/a", Buffer.alloc(4096 + 2048, 0xaa));
+  const file = await imageFile(files, "/a");
+  const allocator = new AppendAllocator(file, 4096);
+  await allocator.take(1);
+  disk.losePower();
+  const found = Buffer.alloc(4096, 0xee);
+  await file.readPadded(4096, found);
+  expect(found.equals(Buffer.alloc(4096))).toBe(true);
+  const place = await allocator.take(2);
+  await file.write(place.offset, Buffer.alloc(8192, 0xbb));
+  await file.sync();
+  allocator.giveBack(place);
+  expect(await allocator.take(1)).toEqual({ offset: place.offset, count: 1 });
+  disk.losePower();
+  await file.read(place.offset, found);
+  expect(found.equals(Buffer.alloc(4096))).toBe(true);
+  // What was never used needs no sync.
+  await allocator.take(1);
+  const syncs = files.count("dataSync");
+  await allocator.take(1);
+  expect(files.count("dataSync")).toBe(syncs);
 });
 
 test("a scan sees every entry once, and does not read holes", async () => {

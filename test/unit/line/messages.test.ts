@@ -19,22 +19,25 @@ test.each([
 });
 
 test.each([
-  "",
-  "[]",
-  "{}",
-  '{"constructor":true}',
-  '{"set":{"rttMs":-1}}',
-  '{"set":{"bitsPerSecond":0}}',
-  '{"set":{"queueBytes":0}}',
-  '{"set":{"rtt":1}}',
-  '{"cutAt":{"direction":"up","afterBytes":1.5,"from":"now","how":"fin","every":false}}',
-  '{"cutAt":{"direction":"up","afterBytes":1,"how":"fin","every":false}}',
-  '{"stall":"sideways"}',
-  '{"lose":"both"}',
-  '{"resume":true,"refuse":true}',
-  '{"resume":true,"reset":true}',
-])("a line objects to %s", (text) => {
-  expect(() => parseCommand(text)).toThrow();
+  ["", "not JSON"],
+  ["[]", /an object|one of/],
+  ["{}", /^a command has one of .*, not ""$/],
+  ['{"constructor":true}', 'not "constructor"'],
+  ['{"set":{"rttMs":-1}}', '"set" cannot be'],
+  ['{"set":{"bitsPerSecond":0}}', '"set" cannot be'],
+  ['{"set":{"queueBytes":0}}', '"set" cannot be'],
+  ['{"set":{"rtt":1}}', '"set" cannot be'],
+  [
+    '{"cutAt":{"direction":"up","afterBytes":1.5,"from":"now","how":"fin","every":false}}',
+    '"cutAt" cannot be {"direction":"up","afterBytes":1.5',
+  ],
+  ['{"cutAt":{"direction":"up","afterBytes":1,"how":"fin","every":false}}', '"cutAt" cannot be'],
+  ['{"stall":"sideways"}', '"stall" cannot be "sideways"'],
+  ['{"lose":"both"}', '"lose" cannot be "both"'],
+  ['{"resume":true,"refuse":true}', 'not "resume, refuse"'],
+  ['{"resume":true,"reset":true}', '"reset" is a boolean and goes with "stats"'],
+])("a line objects to %s", (text, why) => {
+  expect(() => parseCommand(text)).toThrow(why);
 });
 
 test("quantities have units, and others are refused", () => {

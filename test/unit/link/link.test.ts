@@ -41,6 +41,28 @@ describe("a channel", () => {
     expect((await peer.frames()).map(({ type, payload }) => [type, payload.toString()])).toEqual([[DATA, "o"]]);
   });
 
+  test("that is destroyed with bytes left over does not stop the others from sending", async () => {
+    const { link, peer } = await connected();
+    const [gone, other] = [link.open("message", "a"), link.open("background", "b")];
+    gone.write(Buffer.from("never"));
+    other.write(Buffer.from("hello"));
+    await peer.frames();
+    // In one turn: there is room for its bytes, and it is gone.
+    gone.attach({
+      ...new Noting(),
+      onBytes: () => gone.destroy(),
+      onEnd: () => {},
+      onClose: () => {},
+      onDrain: () => {},
+    });
+    peer.send(credit(2, 0, 100), frame(DATA, 2, Buffer.from("x")), credit(4, 0, 100));
+    const frames = await peer.frames();
+    expect(frames.map(({ type, channel }) => [type, channel])).toEqual([
+      [RESET, 2],
+      [DATA, 4],
+    ]);
+  });
+
   test("closes in order when both sides have ended and said so", async () => {
     const { channels, peer } = await connected();
     peer.send(open(1, 1));

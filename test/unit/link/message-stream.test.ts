@@ -62,4 +62,28 @@ describe("messages", () => {
     await settle();
     expect(told[1]).toBeInstanceOf(LinkProtocolError);
   });
+
+  test("tell how much the channel has not taken, and when it has taken all of it", async () => {
+    let room = false;
+    let drained = 0;
+    const written: Uint8Array[] = [];
+    const stream = {
+      peer: "a channel",
+      get pendingBytes(): number {
+        return room ? 0 : written.reduce((sum, bytes) => sum + bytes.length, 0);
+      },
+      attach: (sink: { onDrain(): void }) => {
+        stream.drain = () => sink.onDrain();
+      },
+      drain: () => {},
+      write: (bytes: Uint8Array) => void written.push(bytes),
+      ...{ pause: () => {}, resume: () => {}, end: () => {}, destroy: () => {} },
+    };
+    const sender = new MessageStream(stream, { ...quiet, onDrain: () => (drained += 1) });
+    sender.send(Buffer.from("four"));
+    expect([sender.pendingBytes, drained]).toEqual([8, 0]);
+    room = true;
+    stream.drain();
+    expect([sender.pendingBytes, drained]).toEqual([0, 1]);
+  });
 });

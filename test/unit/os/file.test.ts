@@ -282,22 +282,24 @@ function nativeFile(place: Place, files: RealFiles): void {
     expect(await file.extentAt(0)).toEqual({ kind: "hole", end: 2 * MIB });
   });
 
-  test("writes part of a cached block at once", async (context) => {
-    context.skip(place.inMemory, "without RWF_NOWAIT, nothing tells whether a block is in memory");
-    using folder = tempDir(place.directory);
-    await using file = await created(files, folder);
-    await file.write(0, pattern(0, MIB));
-    for (const [offset, length] of [
-      [100, 50],
-      [4_000, 200],
-      [8_192, 10],
-      [8_190, 2],
-    ] as const) {
-      expect(file.writeNow(offset, Buffer.alloc(length, 0xaa))).toBe(length);
-      expect(await contents(file, offset, length)).toEqual(Buffer.alloc(length, 0xaa));
-    }
-    expect(await contents(file, 150, 100)).toEqual(pattern(150, 100));
-  });
+  // Without RWF_NOWAIT, nothing tells whether a block is in memory.
+  if (!place.inMemory) {
+    test("writes part of a cached block at once", async () => {
+      using folder = tempDir(place.directory);
+      await using file = await created(files, folder);
+      await file.write(0, pattern(0, MIB));
+      for (const [offset, length] of [
+        [100, 50],
+        [4_000, 200],
+        [8_192, 10],
+        [8_190, 2],
+      ] as const) {
+        expect(file.writeNow(offset, Buffer.alloc(length, 0xaa))).toBe(length);
+        expect(await contents(file, offset, length)).toEqual(Buffer.alloc(length, 0xaa));
+      }
+      expect(await contents(file, 150, 100)).toEqual(pattern(150, 100));
+    });
+  }
 
   test("works on a file whose name is gone", async () => {
     using folder = tempDir(place.directory);

@@ -5,6 +5,7 @@ import { NativeCalls } from "../../../src/os/native-calls.ts";
 import { NowaitReader } from "../../../src/os/native-now.ts";
 import { pattern } from "../../support/patterns.ts";
 import { tempDir } from "../../support/temp-dir.ts";
+import { requireHost } from "../../support/tools.ts";
 import { diskDirectory, native, PLACES, WITH_NATIVE } from "./places.ts";
 
 const KIB = 1024;
@@ -41,8 +42,8 @@ describe("reading without waiting", () => {
 
   test("is given up for a file whose file system cannot do it", async (context) => {
     const place = PLACES.find(({ inMemory }) => inMemory);
-    if (!place) return context.skip("needs a tmpfs at /dev/shm");
-    using folder = tempDir(place.directory);
+    requireHost(context, place ? undefined : "needs a tmpfs at /dev/shm");
+    using folder = tempDir(place?.directory);
     const path = folder.file("image");
     await using file = await new RealFiles(WITH_NATIVE).open({ path, writable: true, create: true });
     await file.write(0, pattern(0, 4 * KIB));

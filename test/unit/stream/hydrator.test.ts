@@ -57,6 +57,17 @@ test("a source that is away shows as disconnected, not as paused, and hydration 
   await rig.close();
 });
 
+test("a source that is connected to for the first time is told apart from one that is away", async () => {
+  const rig = begin({ clusters: 4 });
+  rig.source.become("connecting");
+  expect(rig.hydrator.progress()).toMatchObject({ state: "disconnected", stalledBy: "connecting" });
+  rig.source.become("disconnected");
+  expect(rig.hydrator.progress()).toMatchObject({ state: "disconnected", stalledBy: "source" });
+  rig.source.become("connected");
+  expect((await rig.scheduler.complete(rig.hydrator.whenDone())).state).toBe("complete");
+  await rig.close();
+});
+
 test("what the source cannot give is found to the cluster and listed, the rest is fetched, and it is asked for again slowly", async () => {
   const rig = begin({ clusters: 100 });
   rig.target.bad = new Set([17, 18, 90]);

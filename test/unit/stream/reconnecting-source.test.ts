@@ -199,3 +199,28 @@ test("writes are refused, and ranges outside the disk too", async () => {
   expect(await failure(source.read(SIZE_BYTES, Buffer.alloc(1)))).toMatchObject({ code: "out-of-range" });
   await scheduler.complete(source.close());
 });
+
+test("a source that is known by other means is asked for them instead of its contents", async () => {
+  const scheduler = new Scheduler(new Prng(runSeed(), "order"));
+  const verdicts = ["not this one", undefined];
+  const sessions: ScriptedSession[] = [];
+  const source = new ReconnectingSource({
+    ...{ clock: new SimClock(scheduler, 0), chaos: NO_CHAOS, random: { next: () => 0, fill: () => undefined } },
+    connect: async () => {
+      const session = new ScriptedSession(CONTENT);
+      sessions.push(session);
+      return session;
+    },
+    expected: { sizeBytes: SIZE_BYTES, identity: "" },
+    verify: async () => {
+      const verdict = verdicts.shift();
+      if (verdict !== undefined) throw new Error(verdict);
+    },
+    onLoss: "stall",
+  });
+  const into = Buffer.alloc(4096);
+  await scheduler.complete(source.read(0, into));
+  expect(into.equals(Buffer.from(CONTENT.subarray(0, 4096)))).toBe(true);
+  expect([sessions.length, sessions[0]?.dropped]).toEqual([2, "not this one"]);
+  await scheduler.complete(source.close());
+});

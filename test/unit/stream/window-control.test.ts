@@ -146,3 +146,17 @@ test("a fixed window stays as it is, and what is under way within it", async () 
   await scheduler.runFor(2000);
   expect(control.windowBytes).toBeGreaterThan(1_000_000);
 });
+
+test("no round trip is told to take less than no time, whatever the clock does", () => {
+  const control = new WindowControl(1000);
+  for (const [sentMs, receivedMs] of [
+    [1000, 1010],
+    [1020, 1015],
+    [1030, 1029],
+  ] as const) {
+    control.received(receivedMs, control.sent(sentMs, control.unitBytes, true));
+    const { rttMs = -1, minRttMs = -1 } = control.status();
+    expect(Math.min(rttMs, minRttMs)).toBeGreaterThanOrEqual(0);
+  }
+  expect(control.minRttMs).toBe(0);
+});

@@ -1,8 +1,8 @@
-import { expect, test } from "vitest";
+import { expect, test, vi } from "vitest";
 import type { TestModule } from "vitest/node";
 import { reportLines } from "../../support/reporter.ts";
 import { counts, itSeeded, Prng } from "../../support/seed.ts";
-import { hasTool, missingHint, requireTools } from "../../support/tools.ts";
+import { hasTool, missingHint, requireHost, requireRoot, requireTools } from "../../support/tools.ts";
 
 type State = "passed" | "failed" | "skipped" | "pending";
 
@@ -79,6 +79,19 @@ test("a missing tool skips a test with a hint, and in CI fails it", () => {
   withCi("true", () => expect(() => requireTools(context, ["no-such-tool"])).toThrow("run scripts/install-peers"));
   expect(hasTool("sh")).toBe(true);
   expect(missingHint(["sh"])).toBeUndefined();
+});
+
+test("so does whatever else a host lacks", () => {
+  const skips: string[] = [];
+  const context = { skip: (note: string) => skips.push(note) } as unknown as Parameters<typeof requireHost>[0];
+  withCi("true", () => requireHost(context, undefined));
+  withCi("", () => requireHost(context, "needs a moon"));
+  expect(skips).toEqual(["needs a moon"]);
+  withCi("true", () => expect(() => requireHost(context, "needs a moon")).toThrow("needs a moon"));
+  using uid = vi.spyOn(process as { getuid(): number }, "getuid").mockReturnValue(1000);
+  withCi("true", () => expect(() => requireRoot(context, "mounting")).toThrow("mounting is for root"));
+  uid.mockReturnValue(0);
+  withCi("true", () => requireRoot(context, "mounting"));
 });
 
 function withCi(value: string, body: () => void): void {

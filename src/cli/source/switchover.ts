@@ -1,0 +1,100 @@
+/** The switchover as an operator asks for it: who is in the way, what it would take, and how long it took. */
+import { ControlError } from "../../control/errors.ts";
+import type { SwitchoverReport } from "../../control/status.ts";
+import type { ParamsOf } from "../../control/verbs.ts";
+import type { Clock } from "../../env/clock.ts";
+import type { SourceMigration } from "../../migrate/source.ts";
+import type { SourceStatus } from "../../migrate/source-options.ts";
+import type { WriteMeter } from "../migration/metered-device.ts";
+import { whenShown } from "../migration/when-shown.ts";
+import type { OpenedDisk } from "./images.ts";
+
+export interface Switching {
+  readonly clock: Clock;
+  readonly migration: SourceMigration;
+  readonly disks: readonly OpenedDisk[];
+  readonly meter: WriteMeter;
+}
+
+/**
+ * How long clients are watched: a guest that is busy writes more often. It is a part of the pause of one that was stopped
+ * for the switchover.
+ */
+const WATCH_MS = 20;
+/** PREPARE, GRANT and what answers them. */
+const ROUND_TRIPS = 3;
+
+export async function switchover(
+  source: Switching,
+  { dryRun = false, wait = false, force = false }: ParamsOf<"switchover">,
+  signal: AbortSignal,
+): Promise<SwitchoverReport> {
+  const { migration, clock } = source;
+  if (dryRun) return await rehearse(source);
+  if (migration.phase === "serving" || migration.phase === "released") return report(migration.status(), {});
+  if (wait) await whenShown(migration, ["ready", "granted", "serving", "released"], signal);
+  // Once the disks are given away it is too late for doubts.
+  if (!force && migration.phase !== "granted") await refuseWriters(source);
+  let frozenMs: number | undefined;
+  let servingMs: number | undefined;
+  const unsubscribe = migration.onEvent((event) => {
+    if (event.kind === "phase" && event.phase === "frozen") frozenMs = clock.nowMs();
+    if (event.kind === "phase" && event.phase === "serving") servingMs = clock.nowMs();
+  });
+  try {
+    await migration.switchover();
+  } finally {
+    unsubscribe();
+  }
+  const pauseMs = frozenMs !== undefined && servingMs !== undefined ? servingMs - frozenMs : undefined;
+  return report(migration.status(), pauseMs === undefined ? {} : { pauseSeconds: pauseMs / 1000 });
+}
+
+/** Throws `ControlError("writers")` while clients write. What they wrote would be theirs here and nobody's there. */
+export async function refuseWriters({ clock, meter }: Pick<Switching, "clock" | "meter">): Promise<void> {
+  const writes = await watchWrites({ clock, meter });
+  if (writes === 0) return;
+  throw new ControlError(
+    "writers",
+    `the guest is writing (${writes} ${writes === 1 ? "change" : "changes"} in ${WATCH_MS} ms), and would lose its disk here`,
+    "pause the guest (QMP stop, virsh suspend), switch over, let it go on over there; or --force, which holds its writes",
+  );
+}
+
+/** Changes that clients began within a moment, or have under way. */
+async function watchWrites({ clock, meter }: Pick<Switching, "clock" | "meter">): Promise<number> {
+  const { begun, underWay } = meter;
+  await new Promise<void>((resolve) => clock.setTimer(WATCH_MS, resolve));
+  return meter.begun - begun + underWay;
+}
+
+async function rehearse(source: Switching): Promise<SwitchoverReport> {
+  const { migration, clock, disks } = source;
+  const writes = await watchWrites(source);
+  const startMs = clock.nowMs();
+  await Promise.all(disks.map(({ device }) => device.flush()));
+  const flushSeconds = (clock.nowMs() - startMs) / 1000;
+  const status = migration.status();
+  const rttSeconds = status.link.rttMs === undefined ? null : status.link.rttMs / 1000;
+  // The fences, and over there the map and the record, each cost about what a flush costs.
+  const pauseSeconds = rttSeconds === null ? null : ROUND_TRIPS * rttSeconds + 4 * flushSeconds;
+  return report(status, { writes, flushSeconds, pauseSeconds, obstacle: obstacleOf(status, writes) });
+}
+
+function obstacleOf({ phase, shown }: SourceStatus, writes: number): string | null {
+  if (phase === "serving" || phase === "released") return "the destination has the disks already";
+  if (shown === "disconnected") return "the link is down";
+  if (phase !== "ready" && phase !== "granted") return `the migration is in phase ${phase}, not ready`;
+  return writes > 0 && phase === "ready" ? "the guest is writing: pause it first, or use --force" : null;
+}
+
+function report(status: SourceStatus, more: Partial<SwitchoverReport>): SwitchoverReport {
+  const { phase, disks, link } = status;
+  return {
+    done: phase === "serving" || phase === "released",
+    ...{ phase, obstacle: null, writes: null, flushSeconds: null, pauseSeconds: null },
+    restBytes: phase === "released" ? 0 : disks.reduce((sum, it) => sum + Math.max(0, it.sizeBytes - it.cleanBytes), 0),
+    rttSeconds: link.rttMs === undefined ? null : link.rttMs / 1000,
+    ...more,
+  };
+}

@@ -1,0 +1,124 @@
+/**
+ * What a destination makes beside its images, and in which order, so that a crash leaves nothing that is taken for a disk:
+ *
+ *   PENDING beside the image → the record, which names the image's uuid → what an earlier life left is removed → the image
+ *
+ * and when nothing of it is needed any more: image, map and log → the owner's record → the record.
+ */
+import { dirname } from "node:path";
+import type { Env } from "../env/env.ts";
+import type { DestinationMigrationOptions, DestinationDisk as DiskOptions } from "./destination-options.ts";
+import { MigrationError, messageOf } from "./errors.ts";
+import {
+  type DestinationDiskEntry,
+  type DestinationRecord,
+  readDestination,
+  removeDestination,
+  writeDestination,
+} from "./group-records.ts";
+import { newId } from "./ids.ts";
+import { type OwnerState, readOwner, refuseUnlessOwned, removeOwner, writeOwner } from "./owner-record.ts";
+
+type FilesEnv = Pick<Env, "files" | "random" | "chaos">;
+type FilesOptions = Pick<DestinationMigrationOptions, "disks" | "stateDirectory">;
+
+/** The record of this migration, durable: what an earlier life has left, or a new one. Throws `MigrationError`. */
+export async function findRecord(env: FilesEnv, options: FilesOptions): Promise<DestinationRecord> {
+  const { disks, stateDirectory } = options;
+  const known = await readDestination(env, stateDirectory);
+  if (known === undefined) {
+    for (const disk of disks) await checkFree(env, disk);
+    const record: DestinationRecord = {
+      ...{ version: 1, state: "JOINED", destinationId: newId(env), term: 0, disks: [] },
+    };
+    await writeDestination(env, stateDirectory, record);
+    return record;
+  }
+  for (const { name, image } of known.disks) {
+    if (disks.some((disk) => disk.name === name && disk.image === image)) continue;
+    const message = `the migration of ${stateDirectory} has disk ${name} in ${image}`;
+    throw new MigrationError("owned-elsewhere", message, "name the same disks and images as before");
+  }
+  if (known.disks.length > 0 && known.disks.length !== disks.length) {
+    const message = `the migration of ${stateDirectory} has ${known.disks.length} disks`;
+    throw new MigrationError("owned-elsewhere", message, "name the same disks and images as before");
+  }
+  // After a kill it may be in the page cache only, and what follows must not outlive it.
+  if (!env.chaos.on("migrate/records-not-rewritten")) await writeDestination(env, stateDirectory, known);
+  return known;
+}
+
+/** There must be neither an image nor somebody's claim to one. */
+async function checkFree(env: Pick<Env, "files">, { image }: DiskOptions): Promise<void> {
+  const owner = await readOwner(env, image);
+  if (owner !== undefined) refuseUnlessOwned(image, owner);
+  if (!(await env.files.exists(image))) return;
+  const hint = "choose another path, or remove it if nobody needs it";
+  throw new MigrationError("owned-elsewhere", `${image} exists already`, hint);
+}
+
+/** Claims the images' places; whatever this migration has left there is gone afterwards. Returns the record, durable. */
+export async function claimPlaces(
+  env: FilesEnv,
+  options: FilesOptions,
+  record: DestinationRecord & { readonly migrationId: string },
+): Promise<void> {
+  for (const { image } of options.disks) {
+    const owner = await readOwner(env, image);
+    const ours = owner?.state === "PENDING" && owner.destinationId === record.destinationId;
+    if (!ours && (await env.files.exists(image))) {
+      throw new MigrationError("owned-elsewhere", `${image} exists already`, "choose another path");
+    }
+  }
+  await writeDestinationOwners(env, options, record, "PENDING");
+  await writeDestination(env, options.stateDirectory, record);
+}
+
+export async function writeDestinationOwners(
+  env: FilesEnv,
+  { stateDirectory }: FilesOptions,
+  { disks, term, destinationId, migrationId }: DestinationRecord,
+  state: OwnerState,
+): Promise<void> {
+  const group = disks.map(({ name }) => name);
+  if (migrationId === undefined) throw new Error("the migration has no name yet");
+  await all(
+    disks.map(({ name, image }) =>
+      writeOwner(env, image, {
+        ...{ version: 1, state, term, writtenBy: destinationId, migrationId, destinationId },
+        ...{ disk: name, group, stateDirectory },
+      }),
+    ),
+  );
+}
+
+/** Removes files, as far as they are there; durable with their directories. */
+export async function removeFiles({ files }: Pick<Env, "files">, paths: readonly string[]): Promise<void> {
+  for (const path of paths) if (await files.exists(path)) await files.unlink(path);
+  for (const directory of new Set(paths.map((path) => dirname(path)))) await files.syncDirectory(directory);
+}
+
+/** Nothing of the migration is left afterwards. The images are closed. */
+export async function removeAll(
+  env: FilesEnv,
+  options: FilesOptions,
+  filesOf: (entry: DestinationDiskEntry) => readonly string[],
+  record: DestinationRecord,
+): Promise<void> {
+  for (const entry of record.disks) {
+    const owner = await readOwner(env, entry.image);
+    // Without a record the files went before it did. That it is gone may have to be made durable still.
+    if (owner !== undefined && owner.destinationId !== record.destinationId) continue;
+    if (owner !== undefined) await removeFiles(env, filesOf(entry));
+    await removeOwner(env, entry.image);
+  }
+  await removeDestination(env, options.stateDirectory);
+}
+
+/** Waits for all, then throws the first failure. */
+export async function all(work: readonly Promise<unknown>[]): Promise<void> {
+  const failed = (await Promise.allSettled(work)).find((outcome) => outcome.status === "rejected");
+  if (failed === undefined) return;
+  if (failed.reason instanceof MigrationError) throw failed.reason;
+  throw new MigrationError("io", messageOf(failed.reason), "check the file system", { cause: failed.reason });
+}

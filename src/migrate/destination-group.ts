@@ -1,0 +1,210 @@
+/**
+ * The disks of a destination, as one: the record that says whose they are, and what each change of it takes. A change is
+ * durable when its promise resolves, and not before; who tells the source waits for that.
+ */
+import { CLUSTER_BYTES_DEFAULT } from "../cor/overlay-files.ts";
+import type { Env } from "../env/env.ts";
+import type { HydrationOutcome } from "../stream/hydration-parts.ts";
+import type { SourceSession } from "../stream/source-session.ts";
+import { DestinationDisk, filesOf } from "./destination-disk.ts";
+import { all, claimPlaces, findRecord, removeAll, removeFiles, writeDestinationOwners } from "./destination-files.ts";
+import type { DestinationMigrationOptions } from "./destination-options.ts";
+import { MigrationError } from "./errors.ts";
+import { type DestinationDiskEntry, type DestinationRecord, writeDestination } from "./group-records.ts";
+import { newId } from "./ids.ts";
+import type { FromSource, Verdict } from "./messages.ts";
+
+export type Welcome = Extract<FromSource, { type: "welcome" }>;
+export type Grant = Extract<FromSource, { type: "grant" }>;
+
+export interface DestinationHooks {
+  /** Opens a session over the link, once the source has welcomed us. */
+  readonly session: (kind: "read" | "pull", disk: string, signal: AbortSignal) => Promise<SourceSession>;
+  readonly sync: () => Promise<boolean>;
+  readonly onWrote: () => void;
+  readonly onProgress: () => void;
+  /** Everything is being made durable: the mutant's moment. */
+  readonly onCompleting: () => void;
+  readonly onHydrated: (outcomes: readonly HydrationOutcome[]) => void;
+}
+
+export class DestinationGroup {
+  readonly #env: Env;
+  readonly #options: DestinationMigrationOptions;
+  readonly #hooks: DestinationHooks;
+  #record: DestinationRecord;
+  #disks: readonly DestinationDisk[] = [];
+  #paused = false;
+
+  static async open(options: DestinationMigrationOptions, hooks: DestinationHooks): Promise<DestinationGroup> {
+    return new DestinationGroup(options, hooks, await findRecord(options.env, options));
+  }
+
+  private constructor(options: DestinationMigrationOptions, hooks: DestinationHooks, record: DestinationRecord) {
+    this.#env = options.env;
+    this.#options = options;
+    this.#hooks = hooks;
+    this.#record = record;
+  }
+
+  get record(): DestinationRecord {
+    return this.#record;
+  }
+
+  /** This host is the owner. */
+  get owns(): boolean {
+    return this.#record.state === "ACTIVE" || this.#record.state === "COMPLETE";
+  }
+
+  get verdict(): Verdict {
+    const { state, term } = this.#record;
+    return state === "JOINED" ? { state } : { state, term };
+  }
+
+  /** None before the source was met for the first time. */
+  get disks(): readonly DestinationDisk[] {
+    return this.#disks;
+  }
+
+  get paused(): boolean {
+    return this.#paused;
+  }
+
+  /** A guest of any disk has changed it, or may have in an earlier life. */
+  get wrote(): boolean {
+    return this.#disks.some((disk) => disk.guest.wrote);
+  }
+
+  get restBytes(): number {
+    return this.#disks.reduce((sum, disk) => sum + disk.restBytes, 0);
+  }
+
+  /** After a restart as the owner. */
+  async resume(): Promise<void> {
+    this.#disks = this.#record.disks.map((entry) => this.#newDisk(entry));
+    for (const disk of this.#disks) await disk.reopen();
+    await this.writeOwners();
+    // In its earlier life its guest may have written.
+    this.goLive(true);
+  }
+
+  /** Makes the images: the sizes are known now. Throws `MigrationError` and what the images throw. */
+  async setUp({ disks, migrationId }: Welcome): Promise<void> {
+    const entries = this.#options.disks.map(({ name, image, clusterBytes = CLUSTER_BYTES_DEFAULT }) => {
+      const sizeBytes = disks.find((disk) => disk.name === name)?.sizeBytes;
+      if (sizeBytes === undefined)
+        throw new MigrationError("peer", `the source has no disk ${name}`, "check the names");
+      return { name, image, clusterBytes, sizeBytes, uuid: newId(this.#env) };
+    });
+    const record = { ...this.#record, migrationId, disks: entries };
+    await claimPlaces(this.#env, this.#options, record);
+    this.#record = record;
+    await removeFiles(this.#env, entries.flatMap(filesOf));
+    const made = entries.map((entry) => this.#newDisk(entry));
+    await all(made.map((disk) => disk.make()));
+    this.#disks = made;
+  }
+
+  /** Whatever was pulled before counts for nothing. */
+  async beginRounds({ disks, trackingId, migrationId }: Welcome): Promise<void> {
+    const pulls = this.#options.mode !== "postcopy";
+    for (const disk of this.#disks) {
+      const offered = disks.find(({ name }) => name === disk.name);
+      if (offered?.sizeBytes !== disk.entry.sizeBytes) {
+        throw new MigrationError("peer", `the size of ${disk.name} has changed`, "cancel, and begin anew");
+      }
+      await disk.beginRound(trackingId, offered.grainBytes, pulls);
+    }
+    if (this.#record.migrationId !== migrationId) await this.#write({ migrationId });
+  }
+
+  /**
+   * Everything up to the instant in which this host is the owner. Resolves to the disks of which nothing that was pulled
+   * counts. When it rejects, that instant may have come or not: only `decline` settles it.
+   */
+  async takeOver({ disks, trackingId, term }: Grant): Promise<readonly string[]> {
+    const fresh: string[] = [];
+    const prepared = this.#disks.map(async (disk) => {
+      const granted = disks.find(({ name }) => name === disk.name);
+      if (granted === undefined) throw new MigrationError("peer", `${disk.name} was not granted`, "begin anew");
+      if (!(await disk.prepareActive({ ...granted, trackingId, term }))) fresh.push(disk.name);
+    });
+    await all(prepared);
+    await this.#write({ state: "ACTIVE", term });
+    return fresh;
+  }
+
+  async decline(term: number): Promise<void> {
+    await this.#write({ state: "DECLINED", term });
+  }
+
+  /** Nobody's change is accepted any more, in this very turn; then that is written down. */
+  async giveBack(term: number, early: () => void): Promise<void> {
+    for (const disk of this.#disks) disk.guest.shut();
+    await Promise.all(this.#disks.map((disk) => disk.close()));
+    if (this.#env.chaos.on("migrate/owner-before-returned")) early();
+    await this.#write({ state: "RETURNED", term });
+  }
+
+  /** Guests may use the disks, and the rest is fetched. */
+  goLive(wrote: boolean): void {
+    for (const disk of this.#disks) disk.activate(wrote);
+    if (this.#record.state === "COMPLETE") return;
+    const pulls = this.#disks.flatMap(({ pull }) => pull ?? []);
+    void Promise.all(pulls.map(({ hydrator }) => hydrator.whenDone())).then((all) => this.#hooks.onHydrated(all));
+    if (!this.#env.chaos.on("migrate/release-before-complete")) return;
+    pulls[0]?.hydrator.onState((state) => state === "completing" && this.#hooks.onCompleting());
+  }
+
+  /** Everything is here, and the maps say so. The source is not needed any more. */
+  async complete(): Promise<void> {
+    await this.#write({ state: "COMPLETE" });
+    for (const disk of this.#disks) disk.letSourceGo();
+  }
+
+  /** Beside the images: for whoever does not know the state directory. */
+  async writeOwners(): Promise<void> {
+    const state = this.#record.state === "COMPLETE" ? "OWNER" : "ACTIVE";
+    await writeDestinationOwners(this.#env, this.#options, this.#record, state);
+  }
+
+  /** Nothing of the migration is left. */
+  async remove(): Promise<void> {
+    await this.close();
+    await removeAll(this.#env, this.#options, filesOf, this.#record);
+  }
+
+  pause(): void {
+    this.#paused = true;
+    for (const disk of this.#disks) disk.pause();
+  }
+
+  resumePulling(): void {
+    this.#paused = false;
+    for (const disk of this.#disks) disk.resume();
+  }
+
+  async close(): Promise<void> {
+    const disks = this.#disks;
+    await Promise.all(disks.map((disk) => disk.close()));
+  }
+
+  async #write(change: Partial<DestinationRecord>): Promise<void> {
+    const next = { ...this.#record, ...change };
+    await writeDestination(this.#env, this.#options.stateDirectory, next);
+    this.#record = next;
+  }
+
+  #newDisk(entry: DestinationDiskEntry): DestinationDisk {
+    const { env, bootId, earlyReads, onSourceLoss, lossDeadlineMs, rate, disks } = this.#options;
+    const options = disks.find(({ name }) => name === entry.name);
+    if (options === undefined) throw new Error(`there is no disk ${entry.name}`);
+    const { session: connect, sync, onWrote, onProgress } = this.#hooks;
+    const disk = new DestinationDisk({
+      ...{ env, options, entry, bootId, earlyReads, onSourceLoss, lossDeadlineMs, rate },
+      ...{ connect, sync, onWrote, onProgress },
+    });
+    if (this.#paused) disk.pause();
+    return disk;
+  }
+}

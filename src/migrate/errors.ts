@@ -1,0 +1,50 @@
+/** How a migration, or a step of it, is refused. */
+
+/**
+ * - `owned-elsewhere`: the record beside the image says that another host has the disk, or may have it.
+ * - `bad-record`: a record cannot be read, or records do not go together.
+ * - `phase`: not in this phase. `not-connected`: the destination cannot be reached. `peer`: the other side has refused.
+ * - `written`: the destination's guest has written: its disk is the only one that counts. `cancelled`: it was called off.
+ * - `io`: a record could not be written. `closed`: the process is ending.
+ */
+export type MigrationErrorCode =
+  | "owned-elsewhere"
+  | "bad-record"
+  | "phase"
+  | "not-connected"
+  | "peer"
+  | "written"
+  | "cancelled"
+  | "io"
+  | "closed";
+
+/** `message` says what and why, `hint` what to do; one line each. */
+export class MigrationError extends Error {
+  override readonly name = "MigrationError";
+  readonly code: MigrationErrorCode;
+  readonly hint: string;
+
+  constructor(code: MigrationErrorCode, message: string, hint: string, options?: ErrorOptions) {
+    super(message, options);
+    this.code = code;
+    this.hint = hint;
+  }
+}
+
+/** The peer's messages make no sense. The message channel is closed; the migration goes on when there is a new one. */
+export class MigrationProtocolError extends Error {
+  override readonly name = "MigrationProtocolError";
+}
+
+/** The process is ending; what was asked for may yet come about. */
+export function endingError(side: "source" | "destination"): MigrationError {
+  return new MigrationError("closed", `the ${side} is ending`, "start it again: it goes on where it was");
+}
+
+export function unreachableError(side: "source" | "destination", hint: string): MigrationError {
+  return new MigrationError("not-connected", `the ${side} cannot be reached`, hint);
+}
+
+export function messageOf(error: unknown): string {
+  return error instanceof Error ? error.message : String(error);
+}
