@@ -19,22 +19,26 @@ async function play(seed: number, order: Order, options: MigrateWorldOptions = {
 const DECISIVE: readonly Story[] = ["handover", "return", "cancel"];
 
 /** Every step of a story, each with every fault at every instant: in an order that the seed decides. */
-async function ordersOf(rng: Prng, story: Story, seed: number): Promise<Order[]> {
-  const { steps } = await play(seed, { story });
-  expect(steps).toBeGreaterThan(3);
+async function ordersOf(rng: Prng, story: Story): Promise<{ readonly seed: number; readonly orders: Order[] }> {
+  let [seed, steps] = [0, 0];
+  // A story that is over before it has begun shows nothing.
+  for (let tries = 0; steps <= 3; tries++) {
+    expect(tries).toBeLessThan(20);
+    seed = rng.integer(1, 1e9);
+    ({ steps } = await play(seed, { story }));
+  }
   const orders: Order[] = [];
   for (let step = 0; step < steps; step++) {
     for (const when of WHENS) for (const what of FAULTS) orders.push({ story, fault: { step, when, what } });
   }
-  return rng.shuffle(orders);
+  return { seed, orders: rng.shuffle(orders) };
 }
 
 for (const story of STORIES) {
   itSeeded(
     `whatever fails at whichever step of the ${story}, there is one owner in the end, never two, with all that was acknowledged`,
     async (rng) => {
-      const seed = rng.integer(1, 1e9);
-      const orders = await ordersOf(rng, story, seed);
+      const { seed, orders } = await ordersOf(rng, story);
       const timeMs = counts({ local: 800, ci: DECISIVE.includes(story) ? 12_000 : 3000 });
       const startedMs = performance.now();
       let [count, fired] = [0, 0];

@@ -146,7 +146,10 @@ export class SimInode {
     for (const [index, versions] of this.#pending) {
       const newest = versions.findLast((version) => version.number <= upTo);
       if (newest === undefined) continue;
-      if (rng.chance(0.5)) this.#store(index, newest.sector);
+      const reached = rng.chance(0.5);
+      // A hole is no page that could be taken for clean, but the file system's own record, and waits for the next sync.
+      if (newest.sector === undefined) continue;
+      if (reached) this.#store(index, newest.sector);
       this.#keepAfter(index, versions, upTo);
     }
   }
