@@ -235,7 +235,7 @@ test("what makes no sense is refused before anything is touched", async () => {
   const image = folder.file("copy.raw");
   const uri = `nbd+unix:///?socket=${folder.file("nbd")}`;
   const cases: readonly [readonly string[], RegExp][] = [
-    [["--format=vmdk", uri, image], /--format/],
+    [["--format=vmdk", uri, image], /no image format called/],
     [["--source-loss-deadline=5s", uri, image], /--source-loss-deadline/],
     [["--cluster-size=5000", uri, image], /power of two/],
     [["nbd://storage.example/vda", image], /without TLS/],
