@@ -62,6 +62,8 @@ export interface DestinationMigrationOptions {
   readonly linkLimits?: Partial<LinkLimits>;
   /** The source has opened a tunnel: attach a sink, or destroy it. Without this, none is accepted. */
   readonly onTunnel?: (name: string, channel: Channel) => void;
+  /** Resolves when nothing is in a tunnel: until then the link stays, even if the disks do not need it any more. */
+  readonly tunnelsIdle?: () => Promise<void>;
 }
 
 export interface DestinationExport {

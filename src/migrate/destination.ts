@@ -148,9 +148,9 @@ export class DestinationMigration implements AsyncDisposable {
   }
 
   /** Asks the source for the disks. Resolves once they are here. Rejects with `MigrationError`. */
-  async switchover(): Promise<void> {
+  async switchover({ force = false }: { readonly force?: boolean } = {}): Promise<void> {
     const here = (): boolean => this.#phases.is("active", "hydrated", "complete");
-    await this.#ask("switch", { type: "please-switch" }, here);
+    await this.#ask("switch", { type: "please-switch", force }, here);
   }
 
   /** Asks the source to call it off. Resolves once nothing of it is left here. Rejects with `MigrationError`. */
@@ -368,7 +368,13 @@ export class DestinationMigration implements AsyncDisposable {
   #onReleased(term: number): void {
     if (this.#group.record.state !== "COMPLETE" || term !== this.#group.record.term) return;
     this.#phases.advance("complete");
-    this.#later(this.#link.close());
+    this.#later(this.#hangUp());
+  }
+
+  /** The disks do not need the link any more. Somebody else's stream, the guest's memory say, may still be on its way. */
+  async #hangUp(): Promise<void> {
+    await this.#options.tunnelsIdle?.();
+    await this.#link.close();
   }
 
   /** Asks the source, and waits until it is so, or cannot be. */

@@ -53,7 +53,7 @@ export const FromDestination = z.discriminatedUnion("type", [
   z.strictObject({ type: z.literal("kept"), term: Term, reason: text }),
   z.strictObject({ type: z.literal("complete"), term: Term }),
   /** The operator there wants it. */
-  z.strictObject({ type: z.literal("please-switch") }),
+  z.strictObject({ type: z.literal("please-switch"), force: z.boolean() }),
   z.strictObject({ type: z.literal("please-cancel"), reason: text }),
 ]);
 export type FromDestination = z.output<typeof FromDestination>;

@@ -36,6 +36,11 @@ export interface SourceMigrationOptions {
   readonly log: ServerLog;
   readonly limits?: Partial<SourceLimits>;
   readonly linkLimits?: Partial<LinkLimits>;
+  /**
+   * The destination's operator wants a switchover: in place of `switchover`, which it may call, or reject. `force`: although
+   * the guest is writing.
+   */
+  readonly onSwitchRequest?: (force: boolean) => Promise<void>;
   /** The destination has opened a tunnel here: attach a sink, or destroy it. Without this, none is accepted. */
   readonly onTunnel?: (name: string, channel: Channel) => void;
 }

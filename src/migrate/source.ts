@@ -169,7 +169,8 @@ export class SourceMigration implements AsyncDisposable, Switching {
     while (asked !== undefined && attempt === this.#attempt) {
       if (this.#closing !== undefined) throw endingError("source");
       if (this.#kept !== undefined) throw new MigrationError("written", this.#kept.reason, "use the disks there");
-      if (this.link.port !== asked)
+      // Once it has let go of them it hangs up.
+      if (this.link.port !== asked && this.phases.is("granted", "serving"))
         throw unreachableError("destination", "ask again when it is back, or reclaim if it is gone for good");
       await this.phases.change.next();
     }
@@ -256,12 +257,16 @@ export class SourceMigration implements AsyncDisposable, Switching {
         this.#inLine(() => this.#release(message.term));
         break;
       case "please-switch":
-        this.#later(this.#asked(port, "switch", this.switchover()));
+        this.#later(this.#asked(port, "switch", this.#switchAsAsked(message.force)));
         break;
       case "please-cancel":
         this.#later(this.#asked(port, "cancel", this.cancel(message.reason)));
         break;
     }
+  }
+
+  #switchAsAsked(force: boolean): Promise<void> {
+    return this.#options.onSwitchRequest?.(force) ?? this.switchover();
   }
 
   #inLine(job: () => Promise<void>): void {

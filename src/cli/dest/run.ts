@@ -18,7 +18,7 @@ import { EXIT_NO, EXIT_OK, EXIT_UNAVAILABLE } from "../exit-codes.ts";
 import { openControl } from "../instance/open-control.ts";
 import { guestExports, makeSocketPlace, readyLines } from "../migration/guest-side.ts";
 import { takeStateDirectory } from "../migration/state-directory.ts";
-import { tunnelAcceptor } from "../migration/tunnels.ts";
+import { TunnelExits } from "../migration/tunnels.ts";
 import { printable } from "../printable.ts";
 import { ProgressDisplay } from "../progress/display.ts";
 import type { Progress } from "../progress/format.ts";
@@ -124,13 +124,15 @@ async function openMigration(
 ): Promise<DestinationMigration> {
   for (const { notice } of plan.images) if (notice !== undefined) log.warn(notice);
   const { stateDirectory, mode, earlyReads, onSourceLoss, sourceLossDeadlineMs, rateBytesPerSecond, tunnels } = plan;
+  const exits = new TunnelExits(tunnels, env.links, log);
   return await DestinationMigration.open({
     ...{ env, log, stateDirectory, mode, earlyReads, onSourceLoss, connect: connector.connect },
     disks: plan.images.map((disk) => storedIn(env, disk)),
     bootId: await readBootId(),
     ...(sourceLossDeadlineMs !== undefined && { lossDeadlineMs: sourceLossDeadlineMs }),
     ...(rateBytesPerSecond !== undefined && { rate: rateBytesPerSecond }),
-    ...(tunnels.length > 0 && { onTunnel: tunnelAcceptor(tunnels, env.links, log) }),
+    onTunnel: (name, channel) => exits.take(name, channel),
+    tunnelsIdle: () => exits.idle(),
   });
 }
 

@@ -1,4 +1,4 @@
-/** The switchover as an operator asks for it at the destination. The source knows who writes; here that is not known. */
+/** The switchover as an operator asks for it at the destination. Who writes, the source knows, and refuses if it has to. */
 import { ControlError } from "../../control/errors.ts";
 import type { SwitchoverReport } from "../../control/status.ts";
 import type { ParamsOf } from "../../control/verbs.ts";
@@ -8,7 +8,7 @@ import { whenShown } from "../migration/when-shown.ts";
 
 export async function switchover(
   migration: DestinationMigration,
-  { dryRun = false, wait = false }: ParamsOf<"switchover">,
+  { dryRun = false, wait = false, force = false }: ParamsOf<"switchover">,
   signal: AbortSignal,
 ): Promise<SwitchoverReport> {
   if (dryRun) return rehearsal(migration.status());
@@ -17,7 +17,7 @@ export async function switchover(
     const shown = await whenShown(migration, ["ready", "active", "hydrated", "complete", ...OVER], signal);
     if (OVER.some((phase) => phase === shown)) throw over(migration.status());
   }
-  await migration.switchover();
+  await migration.switchover({ force });
   return report(migration.status());
 }
 

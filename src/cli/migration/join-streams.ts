@@ -4,14 +4,18 @@ import type { ByteStream } from "../../env/links.ts";
 /** What may wait in front of a stream that is behind. */
 const PENDING_BYTES_MAX = 1024 * 1024;
 
-/** Both are used up by it. When one breaks, so does the other; an orderly end is passed on, each direction by itself. */
-export function joinStreams(a: ByteStream, b: ByteStream): void {
+/**
+ * Both are used up by it. When one breaks, so does the other; an orderly end is passed on, each direction by itself.
+ * Resolves when both are gone.
+ */
+export async function joinStreams(a: ByteStream, b: ByteStream): Promise<void> {
   const ends = { left: 2 };
-  attach(a, b, ends);
-  attach(b, a, ends);
+  await Promise.all([attach(a, b, ends), attach(b, a, ends)]);
 }
 
-function attach(from: ByteStream, to: ByteStream, ends: { left: number }): void {
+/** Resolves when `from` is gone. */
+function attach(from: ByteStream, to: ByteStream, ends: { left: number }): Promise<void> {
+  const { promise, resolve } = Promise.withResolvers<void>();
   from.attach({
     onBytes: (bytes) => {
       // They live in a receive buffer that is used again.
@@ -25,8 +29,10 @@ function attach(from: ByteStream, to: ByteStream, ends: { left: number }): void 
     onClose: (error) => {
       // After both have ended, what is queued is still on its way.
       if (error !== undefined || ends.left > 0) to.destroy(error);
+      resolve();
     },
     // What was written to it has gone: the other side may bring more.
     onDrain: () => to.resume(),
   });
+  return promise;
 }

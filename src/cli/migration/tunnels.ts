@@ -42,7 +42,7 @@ export async function listenForTunnels({ tunnels, open, log, cleanup }: ListenFo
   for (const { name, path } of tunnels) {
     const listener = await listenOn({ kind: "unix", path }, (stream) => {
       try {
-        joinStreams(stream, open(name));
+        void joinStreams(stream, open(name));
       } catch (error) {
         log.warn("a tunnel cannot be opened", { tunnel: name, why: (error as Error).message });
         stream.destroy();
@@ -52,25 +52,42 @@ export async function listenForTunnels({ tunnels, open, log, cleanup }: ListenFo
   }
 }
 
-/** The destination's end: what to do with a channel that the source has opened. */
-export function tunnelAcceptor(
-  tunnels: readonly TunnelPlan[],
-  links: Links,
-  log: Log,
-): (name: string, channel: ByteStream) => void {
-  return (name, channel) => {
-    const path = tunnels.find((tunnel) => tunnel.name === name)?.path;
+/** The destination's end. */
+export class TunnelExits {
+  readonly #tunnels: readonly TunnelPlan[];
+  readonly #links: Links;
+  readonly #log: Log;
+  readonly #open = new Set<Promise<void>>();
+
+  constructor(tunnels: readonly TunnelPlan[], links: Links, log: Log) {
+    this.#tunnels = tunnels;
+    this.#links = links;
+    this.#log = log;
+  }
+
+  /** Takes a channel that the source has opened. */
+  take(name: string, channel: ByteStream): void {
+    const path = this.#tunnels.find((tunnel) => tunnel.name === name)?.path;
     if (path === undefined) {
-      log.warn("the source has opened a tunnel that is not known here", { tunnel: name });
+      this.#log.warn("the source has opened a tunnel that is not known here", { tunnel: name });
       channel.destroy();
       return;
     }
-    links.dial({ kind: "unix", path }).then(
-      (stream) => joinStreams(channel, stream),
-      (error: Error) => {
-        log.warn("nobody takes a tunnel's connection", { tunnel: name, why: error.message });
-        channel.destroy();
-      },
-    );
-  };
+    const passing = this.#pass(name, path, channel).finally(() => this.#open.delete(passing));
+    this.#open.add(passing);
+  }
+
+  /** Resolves when there is nothing in any of them. */
+  async idle(): Promise<void> {
+    while (this.#open.size > 0) await Promise.all(this.#open);
+  }
+
+  async #pass(name: string, path: string, channel: ByteStream): Promise<void> {
+    try {
+      await joinStreams(channel, await this.#links.dial({ kind: "unix", path }));
+    } catch (error) {
+      this.#log.warn("nobody takes a tunnel's connection", { tunnel: name, why: (error as Error).message });
+      channel.destroy();
+    }
+  }
 }

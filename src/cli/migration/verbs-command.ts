@@ -9,7 +9,7 @@ Without --control, the only instance that runs here is meant: the one whose sock
 
 const SWITCHOVER = `${WHICH}
 Exit codes: 0 the destination has the disks · 2 it was called off · 64 bad command line · 69 no such instance, or the
-other side cannot be reached · 75 not ready, or the guest is writing (asked on the source) · --dry-run: 0 it would be
+other side cannot be reached · 75 not ready, or the guest is writing (69 when asked on the destination) · --dry-run: 0 it would be
 done, 2 it would not`;
 
 export function addMigrationVerbs(program: Command, context: CommandContext): void {

@@ -29,6 +29,7 @@ import { publishEvents, registerSourceVerbs, type SourceControl } from "./contro
 import { openDisks } from "./images.ts";
 import { destLine, type SourcePlan } from "./plan.ts";
 import { statusLine } from "./status.ts";
+import { switchOnRequest } from "./switchover.ts";
 
 /** Resolves to the exit code. `onReady` is told, before the surroundings are, what is to be printed. */
 export async function runSourceMigration(
@@ -52,7 +53,11 @@ export async function runSourceMigration(
   makeSocketPlace(plan.serve);
   await takeStateDirectory(env, plan.stateDirectory, cleanup);
   const disks = await openDisks(env, plan.disks, { log, cleanup });
-  const migration = await SourceMigration.open({ env, disks, stateDirectory: plan.stateDirectory, log });
+  const meter = new WriteMeter();
+  const migration: SourceMigration = await SourceMigration.open({
+    ...{ env, disks, stateDirectory: plan.stateDirectory, log },
+    onSwitchRequest: (force) => switchOnRequest({ clock: env.clock, migration, disks, meter }, force),
+  });
   cleanup.defer(() => migration.close());
 
   const registry = new VerbRegistry();
@@ -61,7 +66,6 @@ export async function runSourceMigration(
     ...{ clock: env.clock, events, possible: ["listening", "ready", "active", "hydrated", "complete"] as const },
   });
   const known = { clients: 0, uris: [] as string[], link: plan.link as Address };
-  const meter = new WriteMeter();
   const control: SourceControl = {
     ...{ clock: env.clock, migration, disks, meter, stop, events, milestones, startedMs: env.clock.nowMs() },
     linkAddress: () => formatAddress(known.link),

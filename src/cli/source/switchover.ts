@@ -50,8 +50,15 @@ export async function switchover(
   return report(migration.status(), pauseMs === undefined ? {} : { pauseSeconds: pauseMs / 1000 });
 }
 
+/** The destination's operator has asked for it. Rejects as `switchover` does. */
+export async function switchOnRequest(source: Switching, force: boolean): Promise<void> {
+  const { migration } = source;
+  if (!force && migration.phase === "ready") await refuseWriters(source);
+  await migration.switchover();
+}
+
 /** Throws `ControlError("writers")` while clients write. What they wrote would be theirs here and nobody's there. */
-export async function refuseWriters({ clock, meter }: Pick<Switching, "clock" | "meter">): Promise<void> {
+async function refuseWriters({ clock, meter }: Pick<Switching, "clock" | "meter">): Promise<void> {
   const writes = await watchWrites({ clock, meter });
   if (writes === 0) return;
   throw new ControlError(

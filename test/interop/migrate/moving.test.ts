@@ -75,7 +75,8 @@ itSeeded("writes that are under way at the switchover are held, and done again a
   const { source, dest, guest } = await begin(rig, rng);
   await using _all = together(source, dest, guest);
   await expect(source.call("switchover", { wait: true })).rejects.toMatchObject({ code: "writers" });
-  await source.switchover({ force: true });
+  await expect(dest.call("switchover", { wait: true })).rejects.toThrow("the guest is writing");
+  await dest.switchover({ force: true });
   guest.moveTo(rig.socket("b"));
   await finish(guest, dest, rig);
 });

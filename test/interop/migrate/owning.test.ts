@@ -157,6 +157,30 @@ test("a tunnel carries somebody else's bytes both ways, over the same link", asy
   server.close();
 });
 
+test("a tunnel goes on after the last block has come", async () => {
+  using folder = tempDir();
+  const rig = new Rig(folder);
+  rig.makeDisks(SIZE, REGIONS);
+  const [near, far] = [folder.file("near"), folder.file("far")];
+  const server = createServer((socket) => socket.pipe(socket));
+  await new Promise<void>((resolve) => server.listen(far, resolve));
+  await using source = await rig.source({ flags: ["--tunnel", `ram=unix:${near}`] });
+  await using dest = await rig.dest(await linkOf(source), { flags: ["--tunnel", `ram=unix:${far}`] });
+  const socket = connect(near);
+  const echoed = async (byte: string): Promise<string> => {
+    socket.write(byte);
+    return await new Promise((resolve) => socket.once("data", (bytes) => resolve(bytes.toString())));
+  };
+  expect(await echoed("a")).toBe("a");
+  await dest.switchover();
+  await dest.reached("complete");
+  expect(await echoed("b")).toBe("b");
+  expect((await dest.status()).migration?.link.state).toBe("connected");
+  socket.destroy();
+  await expect.poll(async () => (await dest.status()).migration?.link.state).toBe("closed");
+  server.close();
+});
+
 test("what is no source is told apart from one that does not answer", async () => {
   using folder = tempDir();
   const rig = new Rig(folder);
