@@ -23,7 +23,8 @@ export default defineConfig({
     reporters: ["default", new SuiteReporter(seed)],
     env: { BLOCKFERRY_SEED: seed },
     pool: "forks",
-    maxWorkers: 2,
+    // Many tests wait for a process or a clock; where only a hang should reach the limit, nobody gains by crowding.
+    maxWorkers: inCi ? 2 : 3,
     testTimeout,
     hookTimeout: testTimeout,
     coverage: { provider: "v8", include: ["src/**/*.ts"], reporter: ["text-summary", "html"] },
