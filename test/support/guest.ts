@@ -14,7 +14,7 @@ import { DISK_TOOLS } from "./guest-disk.ts";
 import { GuestLog } from "./guest-log.ts";
 import { run } from "./run.ts";
 import type { TempDir } from "./temp-dir.ts";
-import { itWith } from "./tools.ts";
+import { itWith, requireAsked, requireHost } from "./tools.ts";
 
 const GUEST_TOOLS = ["qemu-system-x86_64", "busybox", "cpio", "setpriv", ...DISK_TOOLS];
 const BUILD = join(import.meta.dirname, "../../scripts/guest-image");
@@ -181,13 +181,8 @@ function guestImage(): Promise<string> {
  */
 export function itBoots(tools: readonly string[], title: string, body: (context: TestContext) => Promise<void>): void {
   const test = async (context: TestContext): Promise<void> => {
-    if (!process.env["CI"] && !process.env["BLOCKFERRY_GUESTS"]) context.skip("a real guest: set BLOCKFERRY_GUESTS=1");
-    try {
-      await guestImage();
-    } catch (error) {
-      if (process.env["CI"]) throw error;
-      context.skip(`no guest: ${(error as Error).message}`);
-    }
+    requireAsked(context, "BLOCKFERRY_GUESTS", "a real guest");
+    await guestImage().catch((error: unknown) => requireHost(context, `no guest: ${(error as Error).message}`));
     await body(context);
   };
   itWith([...GUEST_TOOLS, ...tools], title, test, TEST_MS_MAX);

@@ -50,6 +50,11 @@ export function requireTools(context: Pick<TestContext, "skip">, tools: readonly
   requireHost(context, missingHint(tools));
 }
 
+/** Inside a test that takes long, `why` so: it runs in CI always, elsewhere when `variable` is set. */
+export function requireAsked(context: Pick<TestContext, "skip">, variable: string, why: string): void {
+  if (!process.env["CI"] && !process.env[variable]) context.skip(`${why}: set ${variable}=1 to run it`);
+}
+
 /** `itWith(["nbdinfo"], "nbdinfo reads the size", async () => { … })` */
 export function itWith(
   tools: readonly string[],

@@ -23,7 +23,7 @@ import { nbdkit, nbdkitIn, type Peer } from "../../support/peers.ts";
 import { runOk } from "../../support/run.ts";
 import { counts, runSeed } from "../../support/seed.ts";
 import { type TempDir, tempDir } from "../../support/temp-dir.ts";
-import { itWith } from "../../support/tools.ts";
+import { itWith, requireAsked } from "../../support/tools.ts";
 
 const MiB = 2 ** 20;
 const SIZE = 16 * MiB;
@@ -245,7 +245,7 @@ describe("a black hole between the source and us", () => {
     ["nbdkit"],
     "is noticed within 15 seconds, and what it swallowed is asked again",
     async (context) => {
-      context.skip(!process.env["CI"], "takes the 15 seconds that it promises: set CI=1 to run it");
+      requireAsked(context, "BLOCKFERRY_SLOW", "takes the 15 seconds that it promises");
       await using rig = await overLine();
       const { line, clone } = rig;
       await using client = await clone.open();
