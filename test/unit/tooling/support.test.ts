@@ -2,7 +2,7 @@ import { expect, test, vi } from "vitest";
 import type { TestModule } from "vitest/node";
 import { reportLines } from "../../support/reporter.ts";
 import { counts, itSeeded, Prng } from "../../support/seed.ts";
-import { hasTool, missingHint, requireHost, requireRoot, requireTools } from "../../support/tools.ts";
+import { hasTool, missingHint, requireAsked, requireHost, requireRoot, requireTools } from "../../support/tools.ts";
 
 type State = "passed" | "failed" | "skipped" | "pending";
 
@@ -92,6 +92,18 @@ test("so does whatever else a host lacks", () => {
   withCi("true", () => expect(() => requireRoot(context, "mounting")).toThrow("mounting is for root"));
   uid.mockReturnValue(0);
   withCi("true", () => requireRoot(context, "mounting"));
+});
+
+test("a long test runs in CI, and elsewhere when it is asked for", () => {
+  const skips: string[] = [];
+  const context = { skip: (note: string) => skips.push(note) } as unknown as Parameters<typeof requireAsked>[0];
+  withCi("true", () => requireAsked(context, "A_MOON", "takes a month"));
+  vi.stubEnv("A_MOON", "1");
+  withCi("", () => requireAsked(context, "A_MOON", "takes a month"));
+  expect(skips).toEqual([]);
+  vi.unstubAllEnvs();
+  withCi("", () => requireAsked(context, "A_MOON", "takes a month"));
+  expect(skips).toEqual(["takes a month: set A_MOON=1 to run it"]);
 });
 
 function withCi(value: string, body: () => void): void {
