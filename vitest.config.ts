@@ -1,3 +1,4 @@
+import { execFileSync } from "node:child_process";
 import { randomBytes } from "node:crypto";
 import { defineConfig } from "vitest/config";
 import { SuiteReporter } from "./test/support/reporter.ts";
@@ -7,7 +8,18 @@ const inCi = Boolean(process.env["CI"]);
 const testTimeout = inCi ? 120_000 : 30_000;
 
 // Every run draws its randomness from one seed, which the reporter prints. BLOCKFERRY_SEED repeats a run.
-const seed = process.env["BLOCKFERRY_SEED"] ?? String(randomBytes(4).readUInt32LE());
+const seed =
+  process.env["BLOCKFERRY_SEED"] ?? String((inCi ? seedOfCommit() : undefined) ?? randomBytes(4).readUInt32LE());
+
+/** CI run again on a commit tries the same; the next commit tries something else. Undefined outside a repository. */
+function seedOfCommit(): number | undefined {
+  try {
+    const options = { cwd: import.meta.dirname, encoding: "utf8", stdio: ["ignore", "pipe", "ignore"] } as const;
+    return Number.parseInt(execFileSync("git", ["rev-parse", "HEAD"], options).slice(0, 8), 16);
+  } catch {
+    return undefined;
+  }
+}
 
 const suite = (name: string, more: { globalSetup?: string; env?: Record<string, string> } = {}) => ({
   extends: true as const,

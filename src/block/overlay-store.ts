@@ -4,6 +4,12 @@
  */
 import type { BlockDevice } from "./device.ts";
 
+/**
+ * What the overlay's map says of its own last end. `new`: the image was just made; `open`: in use or killed; `clean`: closed
+ * in order, with all of it durable; `complete`: the image may stand alone already.
+ */
+export type MapState = "new" | "open" | "clean" | "complete";
+
 export interface OverlayStore extends BlockDevice {
   readonly clusterBytes: number;
   /** The store's own view of whether it holds the cluster; formats without one (raw) answer `undefined`. */

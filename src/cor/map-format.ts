@@ -33,6 +33,7 @@
  * not hold it: whatever a power cut does to 4 KiB, what was durable before lies in other 4 KiB.
  */
 import { crc32 } from "node:zlib";
+import type { MapState } from "../block/overlay-store.ts";
 import { isZero } from "../util/zeroes.ts";
 
 export const MAP_VERSION = 1;
@@ -49,10 +50,8 @@ export const IDENTITY_BYTES_MAX = 256;
 
 const MAGIC = Buffer.from("BFERRYMP", "latin1");
 const CRC_AT = 508;
-const STATES = ["new", "open", "clean", "complete"] as const;
+const STATES: readonly MapState[] = ["new", "open", "clean", "complete"];
 
-/** `new`: the image may not be there yet; `open`: in use or killed; `clean`: closed in order; `complete`: a plain image. */
-export type MapState = (typeof STATES)[number];
 /** 0 is A, 1 is B. */
 export type Slot = 0 | 1;
 

@@ -76,7 +76,7 @@ const RAW: ImageFormat = {
   create: createRaw,
   overlay: {
     create: createRawOverlay,
-    open: (env, { state, ...options }) => openRawOverlay(env, { ...options, complete: state === "complete" }),
+    open: openRawOverlay,
   },
 };
 

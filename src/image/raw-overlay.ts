@@ -11,7 +11,7 @@
  */
 import { dirname } from "node:path";
 import { crc32 } from "node:zlib";
-import type { OverlayStore } from "../block/overlay-store.ts";
+import type { MapState, OverlayStore } from "../block/overlay-store.ts";
 import type { Env } from "../env/env.ts";
 import { type File, FileError } from "../env/files.ts";
 import { isZero } from "../util/zeroes.ts";
@@ -84,9 +84,10 @@ async function hasNoTrailer(file: File, end: number): Promise<boolean> {
  */
 export async function openRawOverlay(
   env: Pick<Env, "files"> & Partial<Pick<Env, "chaos">>,
-  options: RawOverlayOptions & { readonly clusterBytes: number; readonly complete: boolean },
+  options: RawOverlayOptions & { readonly clusterBytes: number; readonly state: MapState },
 ): Promise<RawOverlayStore> {
-  const { path, sizeBytes, clusterBytes, complete } = options;
+  const { path, sizeBytes, clusterBytes, state } = options;
+  const complete = state === "complete";
   let file: File | undefined;
   try {
     file = await env.files.open({ path, writable: true, noFollow: true });
@@ -96,7 +97,9 @@ export async function openRawOverlay(
       const why = "it is not the image that its map was made for";
       throw new ImageOpenError("not-an-image", path, { why, hint: "restore the image and its map together" });
     }
-    return new RawOverlayStore(file, { sizeBytes, clusterBytes, retrySync: env.chaos?.on("cor/retry-sync") ?? false });
+    const retrySync = env.chaos?.on("cor/retry-sync") ?? false;
+    const asOnDisk = state === "new" || state === "clean";
+    return new RawOverlayStore(file, { sizeBytes, clusterBytes, asOnDisk, retrySync });
   } catch (error) {
     await file?.close();
     throw imageOpenErrorFrom(error, path);
@@ -106,6 +109,8 @@ export async function openRawOverlay(
 interface RawStoreOptions {
   readonly sizeBytes: number;
   readonly clusterBytes: number;
+  /** When it was opened, the page cache held nothing that the disk has not. */
+  readonly asOnDisk: boolean;
   readonly retrySync: boolean;
 }
 
@@ -119,24 +124,29 @@ async function isReleased(file: File, sizeBytes: number): Promise<boolean> {
 export class RawOverlayStore extends RawImage implements OverlayStore {
   readonly clusterBytes: number;
   readonly #file: File;
+  readonly #asOnDisk: boolean;
   readonly #retrySync: boolean;
 
   /** Takes `file` over. `retrySync` is a mutant. */
-  constructor(file: File, { sizeBytes, clusterBytes, retrySync }: RawStoreOptions) {
+  constructor(file: File, { sizeBytes, clusterBytes, asOnDisk, retrySync }: RawStoreOptions) {
     super(file, sizeBytes);
     this.#file = file;
+    this.#asOnDisk = asOnDisk;
     this.#retrySync = retrySync;
     this.clusterBytes = clusterBytes;
   }
 
   /** Most of what an overlay zeroes was never written, however large it is. */
   protected override async isHole(offset: number, length: number): Promise<boolean> {
-    if (!this.#file.features.extents) return await this.#readsAsZeroes(offset, length);
+    if (!this.#file.features.extents) return this.#asOnDisk && (await this.#readsAsZeroes(offset, length));
     const { kind, end } = await this.#file.extentAt(offset);
     return kind === "hole" && end >= offset + length;
   }
 
-  /** Where nobody tells what is a hole: reading zeroes costs less than writing them, and takes no space. */
+  /**
+   * Where nobody tells what is a hole: reading zeroes costs less than writing them, and takes no space. After a kill they
+   * prove nothing: a sync may have failed, and then pages that the disk has not got count as clean.
+   */
   async #readsAsZeroes(offset: number, length: number): Promise<boolean> {
     const bytes = new Uint8Array(Math.min(length, READ_BYTES));
     for (let at = 0; at < length; at += READ_BYTES) {

@@ -3,7 +3,7 @@
  * overlay that is hydrated; all the while one device for the guest.
  */
 import type { BlockDevice } from "../block/device.ts";
-import type { OverlayStore } from "../block/overlay-store.ts";
+import type { MapState, OverlayStore } from "../block/overlay-store.ts";
 import { setBits } from "../cor/bits.ts";
 import { peekMap } from "../cor/map-peek.ts";
 import { publishMap } from "../cor/map-publish.ts";
@@ -116,7 +116,7 @@ export class DestinationDisk {
     const { sizeBytes, clusterBytes } = this.entry;
     const uuid = idBytes(this.entry.uuid);
     await this.#parts.options.format.create({ sizeBytes, uuid, begun: false });
-    this.#store = await options.format.open({ sizeBytes, uuid, clusterBytes, complete: false });
+    this.#store = await options.format.open({ sizeBytes, uuid, clusterBytes, state: "new" });
     this.#guest = this.#newGuest(this.#store.capabilities);
   }
 
@@ -180,9 +180,9 @@ export class DestinationDisk {
         if (landed !== undefined) fillClusters({ bits, first, count }, landed, landed.grainBytes / clusterBytes);
       },
     });
-    await this.#openOverlay(granted.identity, async (complete) => {
+    await this.#openOverlay(granted.identity, async (state) => {
       if (this.#store !== undefined) return this.#store;
-      return await options.format.open({ sizeBytes, uuid: idBytes(uuid), clusterBytes, complete });
+      return await options.format.open({ sizeBytes, uuid: idBytes(uuid), clusterBytes, state });
     });
     return landed !== undefined;
   }
@@ -197,8 +197,8 @@ export class DestinationDisk {
       const hint = "restore the image, its map and the records together";
       throw new MigrationError("bad-record", `${mapPath(image)} is not the map that was activated`, hint);
     }
-    await this.#openOverlay(identity, (complete) =>
-      options.format.open({ sizeBytes, uuid: idBytes(uuid), clusterBytes, complete }),
+    await this.#openOverlay(identity, (state) =>
+      options.format.open({ sizeBytes, uuid: idBytes(uuid), clusterBytes, state }),
     );
     this.#guest = this.#newGuest(this.#overlay?.capabilities);
   }
@@ -295,14 +295,14 @@ export class DestinationDisk {
     return precopy;
   }
 
-  async #openOverlay(identity: string, open: (complete: boolean) => Promise<OverlayStore>): Promise<void> {
+  async #openOverlay(identity: string, open: (state: MapState) => Promise<OverlayStore>): Promise<void> {
     const { env, bootId } = this.#parts;
     this.#identity = identity;
     this.#background = this.#newSource("pull", "stall");
     this.#sources = paceSources(env, this.#demand, this.#background);
     const { demand: backing, ahead, background } = this.#sources;
     const path = this.entry.image;
-    const openStore = ({ state }: { state: string }): Promise<OverlayStore> => open(state === "complete");
+    const openStore = ({ state }: { state: MapState }): Promise<OverlayStore> => open(state);
     this.#overlay = await openOverlay(env, { path, backing, ahead, background, bootId, openStore });
   }
 

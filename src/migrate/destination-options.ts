@@ -1,6 +1,6 @@
 /** What a destination is told when it is made, and what it tells of itself. */
 import type { BlockDevice } from "../block/device.ts";
-import type { OverlayStore } from "../block/overlay-store.ts";
+import type { MapState, OverlayStore } from "../block/overlay-store.ts";
 import type { Overlay } from "../cor/overlay.ts";
 import type { Env } from "../env/env.ts";
 import type { Channel } from "../link/channel.ts";
@@ -26,7 +26,7 @@ export interface StoreFormat {
     readonly sizeBytes: number;
     readonly uuid: Uint8Array;
     readonly clusterBytes: number;
-    readonly complete: boolean;
+    readonly state: MapState;
   }): Promise<OverlayStore>;
 }
 

@@ -2,10 +2,11 @@
 export const UNIT_BYTES_MIN = 16 * 1024;
 export const UNIT_BYTES_MAX = 1024 * 1024;
 export const UNIT_BYTES_START = 64 * 1024;
-/** A unit takes the bottleneck about so long, and no more of them are under way than a session has slots for. */
+/** A unit takes the bottleneck about so long. */
 const UNIT_MS = 1.3;
 /** From this rate on (1 Gb/s) in proportion longer: a processor's time per request counts there, so 1 MiB at 3 Gb/s. */
 const FAST_BYTES_PER_MS = 125_000;
+/** As many as a session has slots for, with some to spare for others. */
 const UNITS_MAX = 48;
 /** By which the rate must be beyond the limit before units become longer or shorter. */
 const SLACK = 0.15;

@@ -80,7 +80,7 @@ export class SimClone {
         ...{ path: PATH, bootId: `boot ${this.#boot}`, fetchUnitBytes: UNIT_BYTES },
         ...{ backing: sources.demand, ahead: sources.ahead, background: sources.background },
         openStore: ({ sizeBytes, uuid, clusterBytes, state }) =>
-          openRawOverlay(env, { path: PATH, sizeBytes, uuid, clusterBytes, complete: state === "complete" }),
+          openRawOverlay(env, { path: PATH, sizeBytes, uuid, clusterBytes, state }),
       }),
     );
     const { guest, hydrator } = startPull(env, { target: overlay, sources });

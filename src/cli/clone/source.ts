@@ -3,11 +3,10 @@ import { resolve } from "node:path";
 import type { Env } from "../../env/env.ts";
 import { formatAddress } from "../../env/links.ts";
 import type { NbdClient } from "../../nbd/client/client.ts";
-import { type ConnectOptions, connectNbd } from "../../nbd/client/connect.ts";
 import { formatNbdUri, type NbdUri, NbdUriError, parseNbdUri } from "../../nbd/uri.ts";
 import { NodeTlsClient } from "../../os/tls.ts";
 import { loadClientCertificates, loadPskFile } from "../../os/tls-credentials.ts";
-import { STALL_MS_DEFAULT } from "../../stream/nbd-source.ts";
+import { nbdSource } from "../../stream/nbd-source.ts";
 import { CliError, usageError } from "../cli-error.ts";
 import { EXIT_USAGE } from "../exit-codes.ts";
 import type { Log } from "../log.ts";
@@ -66,13 +65,7 @@ export type ConnectSource = (signal?: AbortSignal) => Promise<NbdClient>;
 /** Loads the credentials that the URI names, once. Rejects with `TlsError`. */
 export async function sourceConnector(env: Env, { parsed }: SourcePlan, log: Log): Promise<ConnectSource> {
   const tls = parsed.secure ? ({ mode: "require", client: await tlsClient(env, parsed, log) } as const) : undefined;
-  const options: ConnectOptions = {
-    address: parsed.address,
-    exportName: parsed.exportName,
-    stallTimeoutMs: STALL_MS_DEFAULT,
-    ...(tls && { tls }),
-  };
-  return (signal) => connectNbd(env, signal === undefined ? options : { ...options, signal });
+  return nbdSource(env, { address: parsed.address, exportName: parsed.exportName, ...(tls && { tls }) });
 }
 
 async function tlsClient(env: Env, uri: NbdUri, log: Log): Promise<NodeTlsClient> {

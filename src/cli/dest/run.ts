@@ -142,7 +142,7 @@ function storedIn(env: Env, { name, image: path, overlay }: DestDiskPlan): Desti
     ...{ name, image: path },
     format: {
       create: (image) => overlay.create(env, { path, ...image }),
-      open: ({ complete, ...image }) => overlay.open(env, { path, ...image, state: complete ? "complete" : "open" }),
+      open: (image) => overlay.open(env, { path, ...image }),
     },
   };
 }

@@ -9,7 +9,7 @@
  *   zeroes, before it is used; one sync makes data and tables durable, and only then may anybody rely on either.
  */
 import { checkRange } from "../../block/error.ts";
-import type { OverlayStore } from "../../block/overlay-store.ts";
+import type { MapState, OverlayStore } from "../../block/overlay-store.ts";
 import type { Env } from "../../env/env.ts";
 import type { File } from "../../env/files.ts";
 import { ImageOpenError, imageOpenErrorFrom } from "../errors.ts";
@@ -41,8 +41,8 @@ export interface OpenOverlayImageOptions {
   /** Of the map, and its unit of presence, which need not be the image's. */
   readonly uuid: Uint8Array;
   readonly clusterBytes: number;
-  /** What the map says of its own end. "complete": the image may stand alone already. */
-  readonly state: "new" | "open" | "clean" | "complete";
+  /** "complete": the image may stand alone already. */
+  readonly state: MapState;
 }
 
 interface NewOverlayImage {

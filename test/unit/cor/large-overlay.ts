@@ -55,8 +55,7 @@ let overlay: Overlay | undefined;
 const openMs = await timed(async () => {
   overlay = await openOverlay(env, {
     ...{ path, backing, bootId: "boot 1" },
-    openStore: ({ uuid, clusterBytes, state }) =>
-      openRawOverlay(env, { path, sizeBytes, uuid, clusterBytes, complete: state === "complete" }),
+    openStore: ({ uuid, clusterBytes, state }) => openRawOverlay(env, { path, sizeBytes, uuid, clusterBytes, state }),
   });
 });
 if (overlay === undefined) throw new Error("not open");

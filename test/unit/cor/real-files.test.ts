@@ -21,7 +21,7 @@ it("works on files of this host: written, hydrated, opened again, completed", as
       openOverlay(env, {
         ...{ path, backing, bootId: "boot 1" },
         openStore: ({ uuid, clusterBytes, state }) =>
-          openRawOverlay(env, { path, sizeBytes, uuid, clusterBytes, complete: state === "complete" }),
+          openRawOverlay(env, { path, sizeBytes, uuid, clusterBytes, state }),
       });
     const overlay = await open();
     await overlay.write(5000, pattern(5000, 70_000, 2));

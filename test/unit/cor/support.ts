@@ -85,7 +85,7 @@ export function open(env: World, { bootId = "boot 1", ...wish }: OpenWish): Prom
     bootId,
     ...wish,
     openStore: ({ sizeBytes, uuid, clusterBytes, state }) =>
-      openRawOverlay(env, { path: IMAGE, sizeBytes, uuid, clusterBytes, complete: state === "complete" }),
+      openRawOverlay(env, { path: IMAGE, sizeBytes, uuid, clusterBytes, state }),
   });
 }
 

@@ -126,8 +126,10 @@ export function describeStreams(how: string): void {
           expect(ends[1]?.sink.all.equals(pattern(0, 6 * MIB, 1))).toBe(true);
           expect([released, ends.map(({ sink }) => sink.error)]).toEqual([written, [undefined, undefined]]);
           for (const { sink } of ends) {
-            const [end, close, ...rest] = sink.told.slice(sink.told.indexOf("end"));
-            expect([end, close, rest]).toEqual(["end", "close", []]);
+            const fromEnd = sink.told.slice(sink.told.indexOf("end"));
+            // The other end may have sent all before it has taken all: then there is still room to tell of.
+            expect(fromEnd.filter((told) => told !== "drain")).toEqual(["end", "close"]);
+            expect(fromEnd.at(-1)).toBe("close");
           }
         },
       );
