@@ -14,8 +14,8 @@ const seed =
 /** CI run again on a commit tries the same; the next commit tries something else. Undefined outside a repository. */
 function seedOfCommit(): number | undefined {
   try {
-    const options = { cwd: import.meta.dirname, encoding: "utf8", stdio: ["ignore", "pipe", "ignore"] } as const;
-    return Number.parseInt(execFileSync("git", ["rev-parse", "HEAD"], options).slice(0, 8), 16);
+    const commit = execFileSync("git", ["rev-parse", "HEAD"], { cwd: import.meta.dirname, stdio: "pipe" });
+    return Number.parseInt(commit.toString().slice(0, 8), 16);
   } catch {
     return undefined;
   }
