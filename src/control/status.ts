@@ -156,6 +156,8 @@ export const DiskStatus = z.object({
   writesHeld: count.optional(),
   /** Of a destination: what was pulled in vain, because the guest changed it before the switchover. */
   pulledAgainBytes: bytes.optional(),
+  /** Of a destination, once the source has told what its guest used most: regions, and of them those whose turn has come. */
+  heat: z.object({ regionBytes: bytes, regions: count, taken: count }).optional(),
 });
 export type DiskStatus = z.output<typeof DiskStatus>;
 

@@ -244,10 +244,11 @@ export class Overlay implements BlockDevice {
     return this.#guarded(0, 0, () => this.#fetcher.backgroundZero(first, count));
   }
 
-  /** Runs of missing clusters from `first` on, each as found when it is asked for. */
-  async *missing(first = 0): AsyncGenerator<ClusterRange> {
-    for (let at = first; at < this.clusters; ) {
-      const run = await runOf(this.#parts.presence, at, this.clusters - 1);
+  /** Runs of missing clusters from `first` on and before `end`, each as found when it is asked for. */
+  async *missing(first = 0, end = this.clusters): AsyncGenerator<ClusterRange> {
+    const last = Math.min(end, this.clusters) - 1;
+    for (let at = first; at <= last; ) {
+      const run = await runOf(this.#parts.presence, at, last);
       if (!run.present) yield { first: at, count: run.last - at + 1 };
       at = run.last + 1;
     }

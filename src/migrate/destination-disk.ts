@@ -65,7 +65,7 @@ export class DestinationDisk {
   readonly #parts: DestinationDiskParts;
   readonly #demand: ReconnectingSource;
   readonly #limiter: RateLimiter;
-  readonly #heat = new LateOrder();
+  readonly #heat: LateOrder;
   readonly #closing = new Set<Promise<unknown>>();
   #rate: number | undefined;
   #paused = false;
@@ -84,6 +84,7 @@ export class DestinationDisk {
     this.entry = parts.entry;
     this.#rate = parts.rate;
     this.#limiter = new RateLimiter(parts.env.clock, parts.rate);
+    this.#heat = new LateOrder(parts.env.chaos);
     this.#demand = this.#newSource("read", parts.onSourceLoss);
   }
 
@@ -213,6 +214,7 @@ export class DestinationDisk {
     this.guest.activate(this.#pull.guest, wrote);
   }
 
+  /** What the source's guest used most. Throws `MigrationProtocolError`; then the order stays as it is. */
   learnHeat(heat: HeatMessage): void {
     this.#heat.learn(heat, this.entry);
   }
@@ -250,6 +252,7 @@ export class DestinationDisk {
       pulledAgainBytes: this.#pulledAgainBytes + (active ? 0 : (precopy?.pulledAgainBytes ?? 0)),
       hydration: this.#pull?.hydrator.progress(),
       stalls: this.#pull?.guest.stalls(),
+      heat: active ? this.#heat.status : undefined,
       guestWrote: this.#guest?.wrote ?? false,
     };
   }

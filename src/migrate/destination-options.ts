@@ -10,6 +10,7 @@ import type { Upgraded } from "../link/upgrade.ts";
 import type { ServerLog } from "../nbd/server/server-log.ts";
 import type { HydrationProgress } from "../stream/progress.ts";
 import type { StallTimes } from "../stream/stall-times.ts";
+import type { HeatStatus } from "./late-order.ts";
 import type { Mode } from "./messages.ts";
 import type { MigrationEvent } from "./phase-book.ts";
 import type { DestinationPhase, Shown } from "./phases.ts";
@@ -85,6 +86,8 @@ export interface DestinationDiskStatus {
   /** From activation on. */
   readonly hydration: HydrationProgress | undefined;
   readonly stalls: StallTimes | undefined;
+  /** What the source's guest used most is fetched first, as soon as the source has told. */
+  readonly heat: HeatStatus | undefined;
   readonly guestWrote: boolean;
 }
 

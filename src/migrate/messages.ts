@@ -15,7 +15,9 @@ export const MIGRATION_VERSION = 1;
 /** Pages of the clean set in one message. */
 export const CLEAN_PAGES_MAX = 256;
 export const CLEAN_PAGE_BYTES = 128;
+/** In one message: 8 GiB of a disk. */
 export const HEAT_REGIONS_MAX = 8192;
+export const HEAT_REGION_NUMBER_BYTES = 4;
 
 const text = z.string().max(1024);
 const bytes = z.instanceof(Uint8Array);

@@ -6,6 +6,7 @@ import { NbdServer } from "../nbd/server/server.ts";
 import type { ServerLog } from "../nbd/server/server-log.ts";
 import { HeatMap } from "../stream/heat.ts";
 import { GrainSet, grainBytesFor } from "./grain-set.ts";
+import { encodeHeat } from "./late-order.ts";
 import { type FromSource, HEAT_REGIONS_MAX } from "./messages.ts";
 import { SessionDevice } from "./session-device.ts";
 import { SourceDevice } from "./source-device.ts";
@@ -16,6 +17,8 @@ import type { WriteGate } from "./write-gate.ts";
 const PAYLOAD_BYTES_MAX = 24 * 1024 * 1024;
 /** A link that is down takes no part in a handshake, and that is no reason to end the session. */
 const HANDSHAKE_MS_MAX = 600_000;
+/** Those that come and go between the hottest ones take memory, and are not sent. */
+const HEAT_REGIONS_KEPT = 2 * HEAT_REGIONS_MAX;
 
 interface Session {
   readonly server: NbdServer;
@@ -28,6 +31,7 @@ export interface SourceDiskParts {
   readonly log: ServerLog;
   readonly gate: WriteGate;
   readonly grainBytes: number | undefined;
+  readonly heatRegionBytes: number | undefined;
 }
 
 export type SessionKind = "read" | "pull";
@@ -55,7 +59,11 @@ export class SourceDisk {
     this.sizeBytes = device.sizeBytes;
     this.gate = parts.gate;
     this.#parts = parts;
-    this.#heat = new HeatMap(parts.clock);
+    const { heatRegionBytes: regionBytes } = parts;
+    this.#heat = new HeatMap(parts.clock, {
+      regionsMax: HEAT_REGIONS_KEPT,
+      ...(regionBytes !== undefined && { regionBytes }),
+    });
     this.clean = new GrainSet(device.sizeBytes, parts.grainBytes ?? grainBytesFor(device.sizeBytes));
     this.guest = new SourceDevice({ device, clean: this.clean, heat: this.#heat, gate: parts.gate });
     this.plain = new SessionDevice({ device, chaos: parts.chaos });
@@ -92,8 +100,7 @@ export class SourceDisk {
   heat(): FromSource | undefined {
     const { regionBytes, regions } = this.#heat.snapshot(HEAT_REGIONS_MAX);
     if (regions.length === 0) return undefined;
-    const numbers = Buffer.alloc(4 * regions.length);
-    for (const [index, [region]] of regions.entries()) numbers.writeUInt32BE(region, 4 * index);
+    const numbers = encodeHeat(regions.map(([region]) => region));
     return { type: "heat", disk: this.name, regionBytes, regions: numbers };
   }
 

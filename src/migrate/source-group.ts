@@ -6,7 +6,7 @@ import { newId } from "./ids.ts";
 import { type FromSource, MIGRATION_VERSION } from "./messages.ts";
 import { DISKS_MAX, DiskName } from "./owner-record.ts";
 import { SourceDisk } from "./source-disk.ts";
-import { SOURCE_LIMITS, type SourceMigrationOptions } from "./source-options.ts";
+import { SOURCE_LIMITS, type SourceLimits, type SourceMigrationOptions } from "./source-options.ts";
 import { findStanding, type OwnerChange, type Standing, writeOwners } from "./source-owners.ts";
 import { WriteGate } from "./write-gate.ts";
 
@@ -54,8 +54,8 @@ export class SourceGroup {
     this.#destinationId = standing.given?.destinationId;
     this.#term = standing.term;
     this.gate = new WriteGate(env.chaos);
-    const { grainBytes } = { ...SOURCE_LIMITS, ...limits };
-    const parts = { clock: env.clock, chaos: env.chaos, log, gate: this.gate, grainBytes };
+    const { grainBytes, heatRegionBytes }: SourceLimits = { ...SOURCE_LIMITS, ...limits };
+    const parts = { clock: env.clock, chaos: env.chaos, log, gate: this.gate, grainBytes, heatRegionBytes };
     this.disks = options.disks.map((disk) => new SourceDisk(disk, parts));
   }
 

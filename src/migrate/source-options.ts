@@ -24,6 +24,8 @@ export interface SourceLimits {
   readonly drainMsMax: number;
   /** How finely is told what guests have changed; a power of two. Default: 16 KiB, more for disks above 1 TiB. */
   readonly grainBytes?: number;
+  /** How finely is noted what guests use. Default: 1 MiB. */
+  readonly heatRegionBytes?: number;
 }
 
 export const SOURCE_LIMITS: SourceLimits = { prepareMsMax: 5000, drainMsMax: 30_000 };

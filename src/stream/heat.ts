@@ -11,6 +11,8 @@ const HALF_LIFE_MS_DEFAULT = 600_000;
 const REGIONS_MAX_DEFAULT = 65_536;
 /** Of all regions, that stay when there are too many. */
 const KEPT_PART = 0.75;
+/** What a snapshot of a peer may name. */
+const REGION_BYTES_LIMITS = { min: 512, max: 2 ** 30 };
 
 /** As JSON or msgpack; hottest first. `regions` holds pairs: the number of a region, its heat. */
 export interface HeatSnapshot {
@@ -87,24 +89,42 @@ export class HeatMap {
     return heat * 2 ** ((atMs - nowMs) / this.#halfLifeMs);
   }
 
-  /** A quarter of them at once, so that it costs little per region. */
+  /** A quarter of them at once, so that it costs little per region. A guest may be waiting: no more than a sort of numbers. */
   #forgetColdest(nowMs: number): void {
-    const all = [...this.#counters].map(([region, counter]) => [region, this.#decayed(counter, nowMs)] as const);
-    for (const [region] of all.sort(hottestFirst).slice(Math.floor(this.#regionsMax * KEPT_PART))) {
+    const heats = Float64Array.from(this.#counters.values(), (counter) => this.#decayed(counter, nowMs)).sort();
+    const excess = heats.length - Math.floor(this.#regionsMax * KEPT_PART);
+    const threshold = heats[excess - 1] ?? 0;
+    let left = excess;
+    // The oldest first, where many are equally cold.
+    for (const [region, counter] of this.#counters) {
+      if (left === 0) return;
+      if (this.#decayed(counter, nowMs) > threshold) continue;
       this.#counters.delete(region);
+      left -= 1;
     }
   }
 }
 
-/** The order of a snapshot. What a peer has sent is checked: throws `RangeError`. */
+/**
+ * The order of a snapshot. What a peer has sent is checked, so that it is a list of regions of this disk, none of them twice:
+ * throws `RangeError`. That is all that matters, for an order decides when something is fetched, and never what.
+ */
 export function heatOrder(
   snapshot: HeatSnapshot,
   disk: { readonly clusterBytes: number; readonly sizeBytes: number },
 ): Order {
   const { regionBytes, regions } = snapshot;
-  if (!(Number.isSafeInteger(regionBytes) && regionBytes >= 512)) throw new RangeError("bad size of a region");
+  const { min, max } = REGION_BYTES_LIMITS;
+  if (!(Number.isSafeInteger(regionBytes) && regionBytes >= min && regionBytes <= max)) {
+    throw new RangeError(`regions cannot have ${regionBytes} bytes`);
+  }
+  const count = Math.ceil(disk.sizeBytes / regionBytes);
+  const seen = new Set<number>();
   const ranges = [...regions].sort(hottestFirst).map(([region]): ByteRange => {
-    if (!(Number.isSafeInteger(region) && region >= 0)) throw new RangeError("bad number of a region");
+    const known = Number.isSafeInteger(region) && region >= 0 && region < count;
+    if (!known) throw new RangeError(`the disk has no region ${region}`);
+    if (seen.has(region)) throw new RangeError(`region ${region} is named twice`);
+    seen.add(region);
     return { offset: region * regionBytes, length: regionBytes };
   });
   return new ListedOrder(ranges, disk);

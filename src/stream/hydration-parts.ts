@@ -13,7 +13,8 @@ export interface HydrationTarget {
   readonly clusterBytes: number;
   readonly clusters: number;
   readonly localClusters: number;
-  missing(first?: number): AsyncGenerator<ClusterRange>;
+  /** Runs from `first` on and before `end`. */
+  missing(first?: number, end?: number): AsyncGenerator<ClusterRange>;
   /** Fetches and stores what is missing of the clusters. Resolves to the bytes stored. */
   fetchBackground(range: ClusterRange): Promise<number>;
   zeroBackground(range: ClusterRange): Promise<number>;

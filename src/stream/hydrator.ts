@@ -220,7 +220,7 @@ export class Hydrator implements AsyncDisposable {
     const { sizeBytes, clusterBytes } = this.#target;
     return {
       ...{ sizeBytes, clusterBytes, chaos },
-      missing: (first) => this.#target.missing(first),
+      missing: (first, end) => this.#target.missing(first, end),
       extents: this.#extents.bind(this),
       unitBytes: () => unitBytesOf(this.#options, this.#limiter.rate),
       ...(orders !== undefined && { orders }),

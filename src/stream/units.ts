@@ -17,8 +17,8 @@ export interface Unit extends ClusterRange {
 export interface UnitSource extends ExtentSource {
   /** Bytes of the next unit of data, looked at for each one; a multiple of the cluster size is made of it. */
   readonly unitBytes: () => number;
-  /** Runs of missing clusters from `first` on. */
-  readonly missing: (first: number) => AsyncIterable<ClusterRange>;
+  /** Runs of missing clusters from `first` on. It need not look further than `end`. */
+  readonly missing: (first: number, end?: number) => AsyncIterable<ClusterRange>;
   readonly orders?: readonly Order[];
   /** Somebody else is bringing the range: the cluster behind which to go on. Asked before each unit of the rest. */
   readonly avoid?: (range: ClusterRange) => number | undefined;
@@ -51,7 +51,7 @@ function nextNamed(orders: readonly Order[]): ClusterRange | undefined {
 
 async function* unitsWithin(source: UnitSource, extents: ExtentCache, named: ClusterRange): AsyncGenerator<Unit> {
   const namedEnd = named.first + named.count;
-  for await (const { first, count } of source.missing(named.first)) {
+  for await (const { first, count } of source.missing(named.first, namedEnd)) {
     if (first >= namedEnd) return;
     const end = Math.min(first + count, namedEnd);
     for (let at = first; at < end; ) {

@@ -54,6 +54,7 @@ export function diskStatus({ disk, status, address, clusterBytes, wallMs }: Disk
     ...(stalls !== undefined && { stalls: stallStatus(stalls) }),
     source: sourceOverLink(address, status.link, wallMs),
     ...(found !== undefined && { pulledAgainBytes: found.pulledAgainBytes }),
+    ...(found?.heat !== undefined && { heat: found.heat }),
   };
 }
 

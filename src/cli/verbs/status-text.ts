@@ -42,12 +42,17 @@ function hydrationLines(disk: DiskStatus, hydration: Hydration): string[] {
     `  ${hydration.state.padEnd(10)} ${progressLine({ ...hydration, localBytes, sizeBytes })}${limited}`,
     `  missing    ${formatSize(disk.missingBytes)}; fetched ${formatSize(fetchedBytes)}, zero ${formatSize(zeroBytes)}`,
   ];
+  if (disk.heat !== undefined) lines.push(heatLine(disk.heat));
   if (errorsTotal > 0) {
     const ranges = errors.map(({ offset, length, code }) => `${offset}+${length} ${code}`).join(", ");
     const more = errorsTotal > errors.length ? ` and ${errorsTotal - errors.length} more` : "";
     lines.push(`  unreadable ${ranges}${more}`);
   }
   return lines;
+}
+
+function heatLine({ regionBytes, regions, taken }: NonNullable<DiskStatus["heat"]>): string {
+  return `  order      what the guest used most first: ${taken} of ${regions} regions of ${formatSize(regionBytes)}, then the rest`;
 }
 
 function tableCheckLine(check: TableCheck): string {

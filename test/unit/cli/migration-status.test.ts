@@ -45,7 +45,7 @@ function destIn(phase: DestinationPhase, more: Partial<DestinationStatus> = {}):
     disks: [
       {
         ...{ name: "vda", sizeBytes: 8192, pulledBytes: 4096, pulledAgainBytes: 0 },
-        ...{ hydration: undefined, stalls: undefined, guestWrote: false },
+        ...{ hydration: undefined, stalls: undefined, heat: undefined, guestWrote: false },
       },
     ],
     ...more,
