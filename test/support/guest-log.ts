@@ -98,6 +98,14 @@ export class GuestLog {
     return files;
   }
 
+  /** The file that the guest may have been writing when it was stopped: the one after the last that it said to be synced. */
+  unfinishedOn(disk: string): number | undefined {
+    const numbers = this.events.flatMap((event) =>
+      event.kind === "synced" && event.disk === disk ? [event.number] : [],
+    );
+    return numbers.length === 0 ? undefined : Math.max(...numbers) + 1;
+  }
+
   tail(): string {
     return this.lines.slice(-SHOWN_LINES).join("\n");
   }
