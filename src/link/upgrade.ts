@@ -56,12 +56,15 @@ export function encodeUpgrade(version: number): Uint8Array {
   return Uint8Array.of(version >> 8, version & 0xff, 0, 0);
 }
 
-/** What makes a link port of an NBD server. Its exports should be read-only: nothing else guards them from plain clients. */
-export function linkPort(link: Link): SessionUpgrade {
+/**
+ * What makes a link port of an NBD server; connections go to whichever link there is when they come. Its exports should be
+ * read-only: nothing else guards them from plain clients.
+ */
+export function linkPort(link: () => Link): SessionUpgrade {
   return {
     option: NBD_OPT_BLOCKFERRY_LINK,
     answer: answerUpgrade,
-    take: (stream, rest) => void link.attach(stream, rest),
+    take: (stream, rest) => void link().attach(stream, rest),
   };
 }
 

@@ -10,6 +10,7 @@ import { publishMap } from "../cor/map-publish.ts";
 import type { Overlay } from "../cor/overlay.ts";
 import { logPath, mapPath, openOverlay } from "../cor/overlay-files.ts";
 import type { Env } from "../env/env.ts";
+import type { ServerLog } from "../nbd/server/server-log.ts";
 import { SourceMismatchError } from "../stream/errors.ts";
 import { type PacedSources, type Pull, paceSources, startPull } from "../stream/pull.ts";
 import { RateLimiter } from "../stream/rate-limit.ts";
@@ -17,7 +18,7 @@ import { ReconnectingSource } from "../stream/reconnecting-source.ts";
 import { compareSources, identifySource } from "../stream/source-identity.ts";
 import type { SourceSession } from "../stream/source-session.ts";
 import type { DestinationDiskStatus, DestinationDisk as DiskOptions } from "./destination-options.ts";
-import { MigrationError } from "./errors.ts";
+import { MigrationError, messageOf } from "./errors.ts";
 import { ExportDevice } from "./export-device.ts";
 import { checkGrain, GrainSet } from "./grain-set.ts";
 import type { DestinationDiskEntry } from "./group-records.ts";
@@ -34,6 +35,7 @@ export interface DestinationDiskParts {
   readonly onSourceLoss: "stall" | "eio";
   readonly lossDeadlineMs: number | undefined;
   readonly rate: number | undefined;
+  readonly log: ServerLog;
   /** Opens a session over the link, once the source has welcomed us. */
   readonly connect: (kind: "read" | "pull", disk: string, signal: AbortSignal) => Promise<SourceSession>;
   /** As `PrecopyParts.sync`. */
@@ -266,7 +268,10 @@ export class DestinationDisk {
     await Promise.all(this.#closing);
     if (this.#overlay === undefined) await this.#store?.close();
     else {
-      await this.#overlay.commit().catch(() => undefined);
+      // What guests have flushed is durable; of the rest, whoever ends the process should know.
+      await this.#overlay.commit().catch((error: unknown) => {
+        this.#parts.log.warn(`what was last written to ${this.name} may be lost: ${messageOf(error)}`);
+      });
       await this.#overlay.close();
     }
     this.#store = undefined;

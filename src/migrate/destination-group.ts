@@ -196,12 +196,12 @@ export class DestinationGroup {
   }
 
   #newDisk(entry: DestinationDiskEntry): DestinationDisk {
-    const { env, bootId, earlyReads, onSourceLoss, lossDeadlineMs, rate, disks } = this.#options;
+    const { env, bootId, earlyReads, onSourceLoss, lossDeadlineMs, rate, disks, log } = this.#options;
     const options = disks.find(({ name }) => name === entry.name);
     if (options === undefined) throw new Error(`there is no disk ${entry.name}`);
     const { session: connect, sync, onWrote, onProgress } = this.#hooks;
     const disk = new DestinationDisk({
-      ...{ env, options, entry, bootId, earlyReads, onSourceLoss, lossDeadlineMs, rate },
+      ...{ env, options, entry, bootId, earlyReads, onSourceLoss, lossDeadlineMs, rate, log },
       ...{ connect, sync, onWrote, onProgress },
     });
     if (this.#paused) disk.pause();

@@ -176,7 +176,16 @@ export class DestinationLink {
   #openPort(link: Link): void {
     const { onPort, onMessage, onPortClosed, log } = this.#options;
     if (link !== this.#link || link.state === "closed" || link.state === "refused") return;
-    const port: DestinationPort = new MessagePort(link.open("message", MESSAGE_LABEL), FromSource, {
+    let channel: Channel;
+    try {
+      channel = link.open("message", MESSAGE_LABEL);
+    } catch (error) {
+      // Somebody else's streams have all the channels that there are.
+      log.warn(`there is no message channel yet: ${messageOf(error)}`);
+      this.#openPortLater(link);
+      return;
+    }
+    const port: DestinationPort = new MessagePort(channel, FromSource, {
       onMessage: (message) => {
         if (port === this.#port) onMessage(port, message);
       },
@@ -186,11 +195,15 @@ export class DestinationLink {
         this.#port = undefined;
         this.#trackingId = undefined;
         onPortClosed(port);
-        void this.#pause(REOPEN_MS).then(() => this.#openPort(link));
+        this.#openPortLater(link);
       },
     });
     this.#port = port;
     onPort(port);
+  }
+
+  #openPortLater(link: Link): void {
+    void this.#pause(REOPEN_MS).then(() => this.#openPort(link));
   }
 
   #pause(ms: number): Promise<void> {

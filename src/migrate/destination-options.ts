@@ -65,6 +65,11 @@ export interface DestinationMigrationOptions {
   readonly onTunnel?: (name: string, channel: Channel) => void;
   /** Resolves when nothing is in a tunnel: until then the link stays, even if the disks do not need it any more. */
   readonly tunnelsIdle?: () => Promise<void>;
+  /**
+   * Resolves when nobody needs the way back any more: once all is here and this is written down, the disks cannot be given
+   * back, and a guest whose memory is still on its way may yet fail to arrive. Default: at once.
+   */
+  readonly mayComplete?: () => Promise<void>;
 }
 
 export interface DestinationExport {

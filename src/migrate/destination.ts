@@ -9,7 +9,6 @@
  * - What the source says is taken in the order of its saying, one thing after the other (`#serial`), but for what only
  *   moves numbers in memory and waits for nothing.
  */
-
 import type { HydrationOutcome } from "../stream/hydration-parts.ts";
 import { DestinationGroup, type DestinationHooks, type Welcome } from "./destination-group.ts";
 import { DestinationHandover } from "./destination-handover.ts";
@@ -88,7 +87,8 @@ export class DestinationMigration implements AsyncDisposable {
     this.#trackingId = newId(env);
     const initial = FIRST_PHASE[group.record.state];
     this.#phases = new PhaseBook({ edges: DESTINATION_EDGES, initial, clock: env.clock, log });
-    this.#handover = new DestinationHandover(group, this.#phases);
+    const parts = { clock: env.clock, line: this.#serial, group, phases: this.#phases };
+    this.#handover = new DestinationHandover({ ...parts, port: () => this.#link.port });
     this.#link = new DestinationLink({
       ...{ env, log, connect, onTunnel, limits: options.linkLimits ?? {}, ownId: group.record.destinationId },
       // Before it owns anything it may meet the source under another name: that migration is over then.
@@ -156,7 +156,7 @@ export class DestinationMigration implements AsyncDisposable {
   /** Asks the source to call it off. Resolves once nothing of it is left here. Rejects with `MigrationError`. */
   async cancel(reason: string): Promise<void> {
     const gone = (): boolean => this.#phases.is("cancelled");
-    await this.#ask("cancel", { type: "please-cancel", reason: reason.slice(0, 1000) }, gone);
+    await this.#ask("cancel", { type: "please-cancel", reason }, gone);
   }
 
   /** Pulls or hydrates no more, until `resume`. */
@@ -186,6 +186,7 @@ export class DestinationMigration implements AsyncDisposable {
   async #close(): Promise<void> {
     this.#phases.change.notify();
     this.#syncs.giveUp();
+    this.#handover.stop();
     await this.#link.close();
     await this.#serial.idle();
     await this.#group.close();
@@ -344,9 +345,9 @@ export class DestinationMigration implements AsyncDisposable {
     for (const outcome of outcomes) {
       if (outcome.state === "failed") this.#phases.warn(`hydration has failed: ${messageOf(outcome.error)}`);
     }
-    if (outcomes.every(({ state }) => state === "complete")) {
-      this.#inLine(() => this.#handover.onHydrated(() => this.#link.port));
-    }
+    if (!outcomes.every(({ state }) => state === "complete")) return;
+    const allowed = this.#options.mayComplete?.() ?? Promise.resolve();
+    this.#later(allowed.then(() => this.#serial.run(() => this.#handover.onHydrated())));
   }
 
   /** The source has its disks. */

@@ -19,7 +19,8 @@ export const CLEAN_PAGE_BYTES = 128;
 export const HEAT_REGIONS_MAX = 8192;
 export const HEAT_REGION_NUMBER_BYTES = 4;
 
-const text = z.string().max(1024);
+const TEXT_LENGTH_MAX = 1024;
+const text = z.string().max(TEXT_LENGTH_MAX);
 const bytes = z.instanceof(Uint8Array);
 
 /** What the destination has written down. */
@@ -133,9 +134,10 @@ const decoder = new Decoder({
   maxMapLength: 16,
 });
 
-/** The bytes are the caller's. */
+/** The bytes are the caller's. Of a reason that is too long for the peer the beginning is sent. */
 export function encodeMessage(message: FromDestination | FromSource): Uint8Array {
-  return encoder.encode(message);
+  const long = "reason" in message && message.reason.length > TEXT_LENGTH_MAX;
+  return encoder.encode(long ? { ...message, reason: message.reason.slice(0, TEXT_LENGTH_MAX) } : message);
 }
 
 /** Throws `MigrationProtocolError` for anything that is not a message that `schema` knows. */

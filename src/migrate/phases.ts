@@ -40,7 +40,8 @@ export const SOURCE_EDGES: Readonly<Record<SourcePhase, readonly SourcePhase[]>>
  * - `setup`: the sizes of the disks are learnt, the images made. `precopy`: pulls; what it has pulled is provisional.
  * - `ready`: a grant would be taken up at once. `active`: the owner; what is missing is fetched. `hydrated`: all of it is
  *   here, durably. `complete`: and the source knows it.
- * - `returning`: it has declined the disks, or given them back, durably; the source does not know it yet.
+ * - `returning`: it has let go of the disks, declined or given back. The source does not know it yet: it is told once that is
+ *   durable, and while it cannot be written down, `lastError` says why.
  * - `cancelled`: the source has the disks, and nothing is left of the images here.
  */
 export type DestinationPhase =

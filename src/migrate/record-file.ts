@@ -10,15 +10,22 @@ import type { Env } from "../env/env.ts";
 import { type File, FileError } from "../env/files.ts";
 import { MigrationError } from "./errors.ts";
 
-const RECORD_BYTES_MAX = 64 * 1024;
+/** More than 32 disks with the longest paths take. */
+const RECORD_BYTES_MAX = 1024 * 1024;
 const TRAILER = /^(.*\n)crc32 ([0-9a-f]{8})\n$/s;
 
 type RecordEnv = Pick<Env, "files">;
 
-/** Durable when resolved. When it rejects, the old record, the new one, or either after the next crash may be there. */
+/**
+ * Durable when resolved. When it rejects, the old record, the new one, or either after the next crash may be there; the same
+ * may be written again, as a new file, until it is durable.
+ */
 export async function writeRecord({ files }: RecordEnv, path: string, record: object): Promise<void> {
   const text = `${JSON.stringify(record, null, 1)}\n`;
   const bytes = Buffer.from(`${text}crc32 ${checksum(text)}\n`, "utf8");
+  if (bytes.length > RECORD_BYTES_MAX) {
+    throw new MigrationError("io", `${path} would be too long to be read again`, "use shorter paths, or fewer disks");
+  }
   const beside = `${path}.new`;
   if (await files.exists(beside)) await files.unlink(beside);
   const file = await files.open({ path: beside, writable: true, create: true, noFollow: true });

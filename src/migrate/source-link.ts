@@ -11,12 +11,11 @@
  */
 import type { Env } from "../env/env.ts";
 import type { Channel } from "../link/channel.ts";
-import { NBD_OPT_BLOCKFERRY_LINK } from "../link/constants.ts";
 import type { LinkLimits } from "../link/limits.ts";
 import { Link } from "../link/link.ts";
 import type { LinkIdentity } from "../link/link-options.ts";
 import type { LinkState } from "../link/link-states.ts";
-import { answerUpgrade } from "../link/upgrade.ts";
+import { linkPort } from "../link/upgrade.ts";
 import type { SessionUpgrade } from "../nbd/server/connection.ts";
 import type { ServerLog } from "../nbd/server/server-log.ts";
 import { Change } from "../stream/change.ts";
@@ -61,11 +60,7 @@ export class SourceLink {
     this.#linkId = linkId;
     this.#peerId = peerId;
     this.#link = this.#open();
-    this.upgrade = {
-      option: NBD_OPT_BLOCKFERRY_LINK,
-      answer: answerUpgrade,
-      take: (stream, rest) => void this.#link.attach(stream, rest),
-    };
+    this.upgrade = linkPort(() => this.#link);
   }
 
   get link(): Link {

@@ -11,11 +11,20 @@
  */
 import { BlockError } from "../block/error.ts";
 import type { Channel } from "../link/channel.ts";
-import { endingError, MigrationError, messageOf, unreachableError } from "./errors.ts";
+import {
+  cancelledError,
+  endingError,
+  goneError,
+  keptError,
+  MigrationError,
+  messageOf,
+  stillThereError,
+  unreachableError,
+} from "./errors.ts";
 import { answerJoin, type Join } from "./join.ts";
 import type { FromDestination, Mode } from "./messages.ts";
 import { PhaseBook } from "./phase-book.ts";
-import { SOURCE_EDGES, type SourcePhase, shownPhase } from "./phases.ts";
+import { SOURCE_EDGES, type SourcePhase } from "./phases.ts";
 import { Serial } from "./serial.ts";
 import type { SourceDisk } from "./source-disk.ts";
 import { SourceGroup } from "./source-group.ts";
@@ -28,6 +37,8 @@ import {
   type SourceMigrationOptions,
   type SourceStatus,
 } from "./source-options.ts";
+import { SourceRecords } from "./source-records.ts";
+import { sourceStatus } from "./source-status.ts";
 import { grant, type Switching, sendClean, switchOver } from "./switchover.ts";
 import type { WriteGate } from "./write-gate.ts";
 
@@ -38,6 +49,7 @@ export class SourceMigration implements AsyncDisposable, Switching {
   readonly gate: WriteGate;
   readonly link: SourceLink;
   readonly phases: PhaseBook<SourcePhase>;
+  readonly records: SourceRecords;
   readonly #options: SourceMigrationOptions;
   readonly #group: SourceGroup;
   readonly #serial = new Serial();
@@ -66,6 +78,8 @@ export class SourceMigration implements AsyncDisposable, Switching {
     this.gate = group.gate;
     const { phase: initial } = group.standing;
     this.phases = new PhaseBook({ edges: SOURCE_EDGES, initial, clock: env.clock, log });
+    const onFailure = (error: unknown): void => this.phases.warn(`${messageOf(error)}; it is tried again`);
+    this.records = new SourceRecords({ clock: env.clock, line: this.#serial, group, onFailure });
     if (initial === "granted") this.gate.hold();
     if (initial === "released") this.gate.refuse(goneError());
     this.exports = this.disks.map(({ name, guest, plain }) => ({ name, guest, plain }));
@@ -118,21 +132,8 @@ export class SourceMigration implements AsyncDisposable, Switching {
   }
 
   status(): SourceStatus {
-    const { link } = this.link;
-    const { migrationId, destinationId, term } = this.#group;
-    const phase = this.phase;
-    const owners: Partial<Record<SourcePhase, SourceStatus["owner"]>> = {
-      ...{ granted: "nobody", serving: "destination", released: "destination" },
-    };
-    return {
-      ...{ role: "source", phase, shown: shownPhase(phase, this.link.connected) },
-      forMs: this.phases.forMs,
-      ...{ migrationId, destinationId, term },
-      owner: owners[phase] ?? "source",
-      ...{ destinationWrote: this.#wrote, mode: this.#mode },
-      disks: this.disks.map((disk) => disk.status()),
-      ...{ link: link.status(), lastError: this.phases.lastError },
-    };
+    const { phases, link } = this;
+    return sourceStatus({ phases, group: this.#group, link, destinationWrote: this.#wrote, mode: this.#mode });
   }
 
   /** `listener` must not throw. Returns the way to unsubscribe. */
@@ -165,10 +166,13 @@ export class SourceMigration implements AsyncDisposable, Switching {
     this.#callOff = reason;
     this.phases.change.notify();
     const attempt = this.#attempt;
+    const { notTakenBack: before } = this.records;
     const asked = await this.#serial.run(() => this.#recall(reason)).finally(() => (this.#callOff = undefined));
     while (asked !== undefined && attempt === this.#attempt) {
       if (this.#closing !== undefined) throw endingError("source");
-      if (this.#kept !== undefined) throw new MigrationError("written", this.#kept.reason, "use the disks there");
+      if (this.#kept !== undefined) throw keptError(this.#kept.reason, this.#wrote);
+      const { notTakenBack } = this.records;
+      if (notTakenBack !== undefined && notTakenBack !== before) throw notTakenBack;
       // Once it has let go of them it hangs up.
       if (this.link.port !== asked && this.phases.is("granted", "serving"))
         throw unreachableError("destination", "ask again when it is back, or reclaim if it is gone for good");
@@ -176,12 +180,13 @@ export class SourceMigration implements AsyncDisposable, Switching {
     }
   }
 
-  /** Takes the disks back without asking. Only where the destination cannot be running any more. */
+  /** Takes the disks back without asking. Only where the destination cannot be running any more: never while it answers. */
   reclaim(): Promise<void> {
     return this.#serial.run(async () => {
       if (!this.phases.is("granted", "serving", "released")) {
         throw new MigrationError("phase", "there is nothing to reclaim: the disks are here", "go on using them");
       }
+      if (this.link.connected) throw stillThereError();
       await this.#takeBack("the disks were reclaimed");
     });
   }
@@ -203,6 +208,7 @@ export class SourceMigration implements AsyncDisposable, Switching {
 
   async #close(): Promise<void> {
     this.phases.change.notify();
+    this.records.stop();
     this.gate.refuse(new BlockError("shutting-down", "the source is ending"));
     await this.#serial.idle();
     await this.link.close();
@@ -215,16 +221,13 @@ export class SourceMigration implements AsyncDisposable, Switching {
     if (this.#closing === undefined) this.gate.open();
   }
 
-  record(state: "OWNER" | "FENCED" | "RELEASED", term: number): Promise<void> {
-    return this.#group.record(state, term);
-  }
-
   #onPortClosed(): void {
     if (this.phase === "ready" && this.link.port === undefined) this.phases.advance("precopy");
     this.phases.change.notify();
   }
 
   #onMessage(port: SourcePort, message: FromDestination): void {
+    const { onSwitchRequest } = this.#options;
     switch (message.type) {
       case "join":
         this.#inLine(() => this.#onJoin(port, message));
@@ -236,7 +239,8 @@ export class SourceMigration implements AsyncDisposable, Switching {
         this.#later(this.#answerSync(port, message.id));
         break;
       case "prepared":
-        this.#prepared = message.id;
+        // An answer to an earlier question may come late, even behind that to the last one.
+        if (message.id === this.#prepareId) this.#prepared = message.id;
         this.phases.change.notify();
         break;
       case "active":
@@ -257,16 +261,12 @@ export class SourceMigration implements AsyncDisposable, Switching {
         this.#inLine(() => this.#release(message.term));
         break;
       case "please-switch":
-        this.#later(this.#asked(port, "switch", this.#switchAsAsked(message.force)));
+        this.#later(this.#asked(port, "switch", onSwitchRequest?.(message.force) ?? this.switchover()));
         break;
       case "please-cancel":
         this.#later(this.#asked(port, "cancel", this.cancel(message.reason)));
         break;
     }
-  }
-
-  #switchAsAsked(force: boolean): Promise<void> {
-    return this.#options.onSwitchRequest?.(force) ?? this.switchover();
   }
 
   #inLine(job: () => Promise<void>): void {
@@ -284,7 +284,7 @@ export class SourceMigration implements AsyncDisposable, Switching {
     try {
       await work;
     } catch (error) {
-      port.send({ type: "cannot", what, reason: messageOf(error).slice(0, 1000) });
+      port.send({ type: "cannot", what, reason: messageOf(error) });
     }
   }
 
@@ -334,17 +334,21 @@ export class SourceMigration implements AsyncDisposable, Switching {
 
   /** The destination has durably declined the disks (at our term) or given them back (at the next). */
   async #onLetGo(term: number): Promise<void> {
-    if (!this.phases.is("granted", "serving") || (term !== this.term && term !== this.term + 1)) return;
-    await this.#takeBack(this.#callOff ?? "the destination has let go of the disks");
+    await this.records.takeBack(async () => {
+      if (!this.phases.is("granted", "serving") || (term !== this.term && term !== this.term + 1)) return;
+      await this.#takeBack(this.#callOff ?? "the destination has let go of the disks");
+    });
   }
 
   async #release(term: number): Promise<void> {
-    if (!this.phases.is("granted", "serving", "released") || term !== this.term) return;
-    if (this.phase !== "released") await this.record("RELEASED", term);
-    this.gate.refuse(goneError());
-    this.phases.advance("released");
-    this.#group.endSessions();
-    this.link.port?.send({ type: "released", term });
+    await this.records.release(async () => {
+      if (!this.phases.is("granted", "serving", "released") || term !== this.term) return;
+      if (this.phase !== "released") await this.records.write("RELEASED", term);
+      this.gate.refuse(goneError());
+      this.phases.advance("released");
+      this.#group.endSessions();
+      this.link.port?.send({ type: "released", term });
+    });
   }
 
   /** In the line. Resolves to the port on which the disks were asked for; undefined: they are here. */
@@ -366,7 +370,7 @@ export class SourceMigration implements AsyncDisposable, Switching {
 
   /** Nobody else may write to the disks, and nobody will: they are this host's, at a new term. */
   async #takeBack(reason: string): Promise<void> {
-    await this.record("OWNER", this.term + 1);
+    await this.records.write("OWNER", this.term + 1);
     await this.#startOver(reason);
   }
 
@@ -376,7 +380,7 @@ export class SourceMigration implements AsyncDisposable, Switching {
     this.#wrote = false;
     this.phases.lastError = reason;
     this.openGate();
-    this.link.port?.send({ type: "cancelled", reason: reason.slice(0, 1000) });
+    this.link.port?.send({ type: "cancelled", reason });
     this.#mode = undefined;
     this.phases.advance("setup");
     await this.#group.beginAnew((message) => this.phases.warn(message));
@@ -384,12 +388,4 @@ export class SourceMigration implements AsyncDisposable, Switching {
     this.#attempt += 1;
     this.phases.change.notify();
   }
-}
-
-function goneError(): BlockError {
-  return new BlockError("io", "the disk has moved to the destination");
-}
-
-function cancelledError(reason: string): MigrationError {
-  return new MigrationError("cancelled", `the switchover was called off: ${reason}`, "the disks are here; try again");
 }

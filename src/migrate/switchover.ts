@@ -17,6 +17,7 @@ import type { SourcePhase } from "./phases.ts";
 import type { SourceDisk } from "./source-disk.ts";
 import type { SourcePort } from "./source-link.ts";
 import type { SourceLimits } from "./source-options.ts";
+import type { SourceRecords } from "./source-records.ts";
 import type { WriteGate } from "./write-gate.ts";
 
 /** What a switchover needs of the source. */
@@ -27,6 +28,7 @@ export interface Switching {
   readonly gate: WriteGate;
   readonly link: { readonly port: SourcePort | undefined; readonly connected: boolean };
   readonly phases: PhaseBook<SourcePhase>;
+  readonly records: Pick<SourceRecords, "write" | "settle">;
   readonly term: number;
   readonly trackingId: string;
   /** The id of the `prepare` that the destination answered last. */
@@ -34,8 +36,6 @@ export interface Switching {
   /** Why a switchover that is under way should go back, if it can. */
   readonly callOff: string | undefined;
   nextPrepareId(): number;
-  /** Durable for all disks when resolved; then the term is the source's. */
-  record(state: "OWNER" | "FENCED", term: number): Promise<void>;
   /** Guests go on, unless everything is ending. */
   openGate(): void;
 }
@@ -51,6 +51,8 @@ export async function switchOver(source: Switching): Promise<void> {
       "wait for ready",
     );
   }
+  // Terms are not used twice, and fences of two switchovers would not go together.
+  if (!(await source.records.settle())) throw unsettledError();
   try {
     await prepare(source, port);
     await freeze(source, port);
@@ -96,13 +98,19 @@ async function freeze(source: Switching, port: SourcePort): Promise<void> {
 
 async function fence(source: Switching, port: SourcePort, term: number): Promise<void> {
   try {
-    await source.record("FENCED", term);
+    await source.records.write("FENCED", term);
   } catch (error) {
-    // Some fences may be there. All of them together would be a promise that was never made.
-    await source.record("OWNER", term + 1).catch((again: unknown) => source.phases.warn(messageOf(again)));
+    // Some fences may be there. All of them together would be a promise that was never made. Nothing was granted: the guest
+    // goes on all the same. Only a restart would take the fences for meant, and ask the destination.
+    await source.records.settle(term + 1);
     thaw(source, port, messageOf(error));
     throw error;
   }
+}
+
+function unsettledError(): MigrationError {
+  const why = "what the last switchover has left in the records cannot be recorded over";
+  return new MigrationError("io", why, "check the file system that the images are on; the disks are still here");
 }
 
 function thaw(source: Switching, port: SourcePort, reason: string): void {
@@ -110,7 +118,7 @@ function thaw(source: Switching, port: SourcePort, reason: string): void {
   source.openGate();
   if (source.phases.current === "frozen") source.phases.advance("ready");
   if (source.link.port === undefined) source.phases.advance("precopy");
-  port.send({ type: "thawed", reason: reason.slice(0, 1000) });
+  port.send({ type: "thawed", reason });
   source.phases.warn(`the switchover did not take place: ${reason}`);
 }
 

@@ -36,7 +36,6 @@ export const NBD_FLAG_SEND_TRIM = 1 << 5;
 export const NBD_FLAG_SEND_WRITE_ZEROES = 1 << 6;
 export const NBD_FLAG_SEND_DF = 1 << 7;
 export const NBD_FLAG_CAN_MULTI_CONN = 1 << 8;
-export const NBD_FLAG_SEND_RESIZE = 1 << 9;
 export const NBD_FLAG_SEND_CACHE = 1 << 10;
 export const NBD_FLAG_SEND_FAST_ZERO = 1 << 11;
 export const NBD_FLAG_BLOCK_STATUS_PAYLOAD = 1 << 12;
@@ -134,6 +133,4 @@ export const EXPORT_NAME_ZEROES = 124;
 export const NBD_MAX_STRING = 4096;
 /** Payloads up to this size must always be accepted. */
 export const NBD_DEFAULT_MAX_PAYLOAD = 32 * 1024 * 1024;
-/** DF must be honoured up to this length. */
-export const NBD_DF_MIN_HONOURED = 65_536;
 export const NBD_MAX_EXTENTS = 1 << 20;

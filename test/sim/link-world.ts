@@ -73,7 +73,7 @@ export class LinkWorld {
       limits: this.#options.limits ?? {},
       log: quietLog,
     });
-    const port = new NbdServer({ clock: env.clock, exports: [], upgrade: linkPort(link), log: quietLog });
+    const port = new NbdServer({ clock: env.clock, exports: [], upgrade: linkPort(() => link), log: quietLog });
     env.links.listen(LINK_ADDRESS, (stream: ByteStream) => port.accept(stream));
     this.#source = { env, link, dialer: undefined, port };
     return this.#source;

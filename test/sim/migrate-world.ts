@@ -13,6 +13,7 @@ import type { DestinationDisk } from "../../src/migrate/destination-options.ts";
 import type { Mode } from "../../src/migrate/messages.ts";
 import { SourceMigration } from "../../src/migrate/source.ts";
 import { NbdServer } from "../../src/nbd/server/server.ts";
+import type { ServerLog } from "../../src/nbd/server/server-log.ts";
 import { quietLog } from "./link-world.ts";
 import { Steps, stepping } from "./migrate-steps.ts";
 import { Oracle, OracleError } from "./oracle.ts";
@@ -32,6 +33,8 @@ export interface MigrateWorldOptions {
   readonly latencyMs?: number;
   /** Of reads and writes, how many have to wait for the disk. */
   readonly nowRefused?: number;
+  /** The destination's. */
+  readonly log?: ServerLog;
   /** Of each guest; otherwise the seed has it. */
   readonly requests?: number;
 }
@@ -69,14 +72,25 @@ export class MigrateWorld {
   destLostPower = false;
   /** What must never be, and was. */
   violation: Error | undefined;
+  readonly #log: ServerLog;
   #destDirectory = 1;
   #boots = 1;
 
   constructor(
     seed: number,
-    { mutants = [], mode, disks = 1, grains = 12, latencyMs, nowRefused, requests }: MigrateWorldOptions = {},
+    {
+      mutants = [],
+      mode,
+      disks = 1,
+      grains = 12,
+      latencyMs,
+      nowRefused,
+      requests,
+      log = quietLog,
+    }: MigrateWorldOptions = {},
   ) {
     this.world = new SimWorld(seed);
+    this.#log = log;
     this.requests = requests ?? this.world.rng.pick([10, 40, 150]);
     const { rng, net } = this.world;
     this.mode = mode ?? rng.pick(["hybrid", "hybrid", "precopy", "postcopy"]);
@@ -165,7 +179,7 @@ export class MigrateWorld {
         };
       }),
       ...{ stateDirectory: `/state${this.#destDirectory}`, mode: this.mode, earlyReads: "passthrough" },
-      ...{ onSourceLoss: "stall", bootId: `boot ${this.#boots}`, log: quietLog, tailBytesMax: 2 * GRAIN_BYTES },
+      ...{ onSourceLoss: "stall", bootId: `boot ${this.#boots}`, log: this.#log, tailBytesMax: 2 * GRAIN_BYTES },
       connect: (signal) => dialLink(env, { address: ADDRESS, tls: { mode: "off" }, signal }),
     });
     this.dest = { env, migration };

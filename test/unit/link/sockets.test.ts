@@ -42,7 +42,7 @@ async function linkPortWith(options: { tls?: NbdServerOptions["tls"]; onChannel?
   const server = new NbdServer({
     clock: env.clock,
     exports: [{ name: "vda", device, readOnly: true }],
-    upgrade: linkPort(link),
+    upgrade: linkPort(() => link),
     log: quiet,
     ...(tls && { tls }),
   });

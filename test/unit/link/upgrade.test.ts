@@ -29,7 +29,7 @@ function portOver(options: PairOptions = {}) {
   const server = new NbdServer({
     clock: new ManualClock(),
     exports: [{ name: "", device, readOnly: true }],
-    upgrade: linkPort(link),
+    upgrade: linkPort(() => link),
     log,
   });
   server.accept(far);

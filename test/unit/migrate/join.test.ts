@@ -84,6 +84,17 @@ test("messages come through as they were, and what is no message is refused", ()
   }
 });
 
+test("a refusal that names as many disks as there can be is one that the destination understands", () => {
+  const disks = Array.from({ length: 32 }, (_, index) => `${index}`.padEnd(48, "x"));
+  const known = { phase: "setup", migrationId: MIGRATION, term: TERM, disks } as const;
+  const refusal = answerJoin(join({ state: "JOINED" }), known);
+  if (refusal.kind !== "refuse") throw new Error("it was not refused");
+  const { reason } = refusal;
+  expect(reason.length).toBeGreaterThan(1024);
+  const received = decodeMessage(FromSource, encodeMessage({ type: "refused", reason }));
+  expect(received).toEqual({ type: "refused", reason: reason.slice(0, 1024) });
+});
+
 test("every phase can be reached, and only ends have no way on", () => {
   const reach = (edges: Readonly<Record<string, readonly string[]>>, from: string): string[] => {
     const seen = new Set([from]);

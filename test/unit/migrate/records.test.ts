@@ -1,5 +1,6 @@
 import { describe, expect, test } from "vitest";
 import * as z from "zod";
+import { destinationRecordPath, readDestination, writeDestination } from "../../../src/migrate/group-records.ts";
 import { checkOwned, type OwnerRecord, ownerPath, readOwner, writeOwner } from "../../../src/migrate/owner-record.ts";
 import { readRecord, removeRecord, writeRecord } from "../../../src/migrate/record-file.ts";
 import { findStanding, writeOwners } from "../../../src/migrate/source-owners.ts";
@@ -49,6 +50,25 @@ describe("a record", () => {
     await writeRecord({ files }, PATH, { value: 3 });
     expect(await readRecord({ files }, PATH, Simple)).toEqual({ value: 3 });
     expect(await files.exists(`${PATH}.new`)).toBe(false);
+  });
+
+  test("of the most disks with the longest paths is read back; a longer one is not begun", async () => {
+    const files = new FakeFiles();
+    const disks = Array.from({ length: 32 }, (_, index) => ({
+      ...{
+        name: `vd${index}`,
+        image: `/${index}/`.padEnd(4096, "\u0001"),
+        sizeBytes: 512,
+        clusterBytes: 512,
+        uuid: ID,
+      },
+    }));
+    const record = { version: 1, state: "ACTIVE", destinationId: ID, migrationId: OTHER, term: 3, disks } as const;
+    await writeDestination({ files }, "/state", record);
+    expect(await readDestination({ files }, "/state")).toEqual(record);
+    const tooLong = writeRecord({ files }, destinationRecordPath("/state"), { text: "x".repeat(1024 * 1024) });
+    expect(await failure(tooLong)).toMatchObject({ code: "io" });
+    expect(await readDestination({ files }, "/state")).toEqual(record);
   });
 
   test("of which any byte was changed, or any was lost, is refused", async () => {
