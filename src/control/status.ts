@@ -81,6 +81,17 @@ export const TableCheck = z.object({
 });
 export type TableCheck = z.output<typeof TableCheck>;
 
+/** With `--qmp`: how far the guest is on its way. */
+export const GuestStatus = z.object({
+  /** As docs/RUNBOOK.md lists them. */
+  phase: z.string().max(64),
+  /** Of a source: memory that QEMU has sent, and what it believes to be left. */
+  sentBytes: bytes.nullable(),
+  restBytes: bytes.nullable(),
+  lastError: z.string().max(1024).nullable(),
+});
+export type GuestStatus = z.output<typeof GuestStatus>;
+
 /** Of a source or destination. */
 export const MigrationStatus = z.object({
   /** As docs/RUNBOOK.md lists them. */
@@ -109,6 +120,7 @@ export const MigrationStatus = z.object({
     receivedBytes: bytes,
   }),
   lastError: z.string().max(1024).nullable(),
+  guest: GuestStatus.optional(),
 });
 export type MigrationStatus = z.output<typeof MigrationStatus>;
 
@@ -127,6 +139,8 @@ export const SwitchoverReport = z.object({
   flushSeconds: seconds.nullable(),
   /** From the instant when writes are held until the destination has the disks: expected, or as it was. */
   pauseSeconds: seconds.nullable(),
+  /** With `--qmp`: whether the guest runs over there now, and how long it stood still; null: not known. */
+  guest: z.object({ running: z.boolean(), stoodStillSeconds: seconds.nullable() }).optional(),
 });
 export type SwitchoverReport = z.output<typeof SwitchoverReport>;
 

@@ -27,6 +27,8 @@ export interface DestinationOptions {
   readonly gate: StartGate;
   /** Where to listen, for a QEMU that was started with `-incoming defer`. */
   readonly incomingUri?: string;
+  /** The source may begin to send. Must not throw. */
+  readonly onListening?: () => void;
   /** Called with QEMU's own account now and then. Must not throw. */
   readonly onProgress?: (info: MigrationInfo) => void;
 }
@@ -66,8 +68,10 @@ export async function runDestination(options: DestinationOptions): Promise<Desti
 }
 
 /** Resolves to why it does not, or to undefined when all of it is here. */
-async function memoryArrives({ client, incomingUri, onProgress }: DestinationOptions): Promise<Error | undefined> {
+async function memoryArrives(options: DestinationOptions): Promise<Error | undefined> {
+  const { client, incomingUri, onListening, onProgress } = options;
   if (incomingUri !== undefined) await client.execute("migrate-incoming", { uri: incomingUri });
+  onListening?.();
   try {
     const { status, "error-desc": said } = await watchMigration(client, hasEnded, onProgress);
     if (status === "completed") return undefined;

@@ -3,7 +3,6 @@
  * to its disks, syncs them, reads older ones back, and says so: `GuestLog`.
  */
 import { type ChildProcessByStdio, spawn } from "node:child_process";
-import { existsSync } from "node:fs";
 import { join } from "node:path";
 import type { Readable, Writable } from "node:stream";
 import type { TestContext } from "vitest";
@@ -48,6 +47,8 @@ export interface GuestOptions {
   /** For the kernel's command line: "bf.kib=64". Both QEMUs of a migration need the same. */
   readonly append?: string;
   readonly memoryMib?: number;
+  /** More devices, as `-device` names them. */
+  readonly devices?: readonly string[];
 }
 
 type Child = ChildProcessByStdio<Writable, Readable, Readable>;
@@ -86,12 +87,18 @@ export class Guest implements AsyncDisposable {
   /** Dials QEMU's monitor. It takes one client at a time. */
   async qmp(): Promise<QmpClient> {
     const lastMs = performance.now() + QMP_MS_MAX;
-    while (!existsSync(this.qmpSocket)) {
+    for (;;) {
+      try {
+        return await QmpClient.dial({ clock: realClock, links: realLinks }, { kind: "unix", path: this.qmpSocket });
+      } catch (error) {
+        // The socket is there a moment before QEMU listens on it.
+        const { code } = ((error as Error).cause ?? {}) as { code?: string };
+        if (code !== "ENOENT" && code !== "ECONNREFUSED") throw error;
+      }
       if (this.#child.exitCode !== null) throw new Error(`QEMU ended at once\n${this.#errors}`);
       if (performance.now() > lastMs) throw new Error(`QEMU made no monitor\n${this.#errors}`);
       await new Promise((resolve) => setTimeout(resolve, 10));
     }
-    return await QmpClient.dial({ clock: realClock, links: realLinks }, { kind: "unix", path: this.qmpSocket });
   }
 
   /** The guest reads back all that is on its disks, past its caches. What it finds wrong is among the log's complaints. */
@@ -132,6 +139,7 @@ export class Guest implements AsyncDisposable {
 /** Starts QEMU; resolves at once, while the guest boots (2 to 4 seconds). */
 export async function startGuest(options: GuestOptions): Promise<Guest> {
   const { folder, name = "g", disks, incoming, log = new GuestLog(), append = "bf.kib=96", memoryMib = 160 } = options;
+  const { devices = [] } = options;
   const image = await guestImage();
   const qmpSocket = folder.file(`${name}.qmp`);
   const kernel = ["-kernel", join(image, "vmlinuz"), "-initrd", join(image, "initramfs")];
@@ -143,6 +151,7 @@ export async function startGuest(options: GuestOptions): Promise<Guest> {
     ...["-qmp", `unix:${qmpSocket},server=on,wait=off`, "-serial", "stdio"],
     ...[...kernel, "-append", commandLine],
     ...disks.flatMap(diskArguments),
+    ...devices.flatMap((device) => ["-device", device]),
     ...(incoming === undefined ? [] : ["-S", "-incoming", incoming]),
   ]);
   return new Guest(child, qmpSocket, log);

@@ -12,6 +12,7 @@ import type { DestinationPhase } from "../../migrate/phases.ts";
 import { asVerb } from "../migration/refusals.ts";
 import type { StopRequest } from "../serving/stop-request.ts";
 import { VERSION } from "../version.ts";
+import type { GuestArrival } from "./guest-arrival.ts";
 import type { DestPlan } from "./plan.ts";
 import { destPresenceSource } from "./presence.ts";
 import { diskStatus, migrationStatus, nextStep, overallState } from "./status.ts";
@@ -21,6 +22,8 @@ export interface DestControl {
   readonly clock: Clock;
   readonly plan: DestPlan;
   readonly migration: DestinationMigration;
+  /** Where the guest comes with its disks. */
+  readonly guest: GuestArrival | undefined;
   readonly stop: StopRequest;
   readonly events: EventHub;
   readonly milestones: Milestones;
@@ -58,7 +61,7 @@ export function registerDestVerbs(registry: VerbRegistry, control: DestControl):
     return { bytesPerSecond };
   });
   registry.register("switchover", VERBS.switchover, (params, { signal }) =>
-    asVerb(switchover(migration, params, signal)),
+    asVerb(switchover({ migration, guest: control.guest }, params, signal)),
   );
   registry.register("cancel", VERBS.cancel, async ({ reason }) => {
     await asVerb(migration.cancel(reason));
@@ -103,7 +106,7 @@ function destStatus(control: DestControl, diskName: string | undefined): ResultO
     disks: disks.map((disk) => diskStatus({ disk, status, address, wallMs, clusterBytes: clusterBytes(disk.name) })),
     clients: control.clients(),
     uris: control.uris(),
-    migration: migrationStatus(status, address),
+    migration: migrationStatus(status, address, control.guest?.status()),
     next: nextStep(status),
   };
 }

@@ -35,6 +35,8 @@ export interface DestPlan extends MigrationPlan {
   readonly mode: "hybrid" | "postcopy" | "precopy";
   readonly rateBytesPerSecond: number | undefined;
   readonly onSourceLoss: "stall" | "eio";
+  /** QEMU stops the guest at an error, and we let it go on when the source is back. */
+  readonly pausesGuest: boolean;
   readonly sourceLossDeadlineMs: number | undefined;
   readonly earlyReads: "passthrough" | "refuse";
   readonly progress: ProgressForm;
@@ -65,7 +67,8 @@ export function planDest(words: readonly string[], flags: DestFlags, around: Mig
     images: plan.disks.map(planImage),
     mode: flags.mode ?? "hybrid",
     rateBytesPerSecond: rate ?? undefined,
-    // A VMM that is set to stop at an error pauses its guest by itself.
+    // A VMM that is set to stop at an error pauses its guest by itself; with --qmp we let it go on.
+    pausesGuest: onSourceLoss === "pause",
     onSourceLoss: onSourceLoss === "pause" ? "eio" : onSourceLoss,
     sourceLossDeadlineMs: onSourceLoss === "stall" ? undefined : (sourceLossDeadline ?? SOURCE_LOSS_DEADLINE_MS),
     earlyReads: flags.earlyReads ?? "passthrough",

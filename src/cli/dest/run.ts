@@ -18,7 +18,6 @@ import { EXIT_NO, EXIT_OK, EXIT_UNAVAILABLE } from "../exit-codes.ts";
 import { openControl } from "../instance/open-control.ts";
 import { guestExports, makeSocketPlace, readyLines } from "../migration/guest-side.ts";
 import { takeStateDirectory } from "../migration/state-directory.ts";
-import { TunnelExits } from "../migration/tunnels.ts";
 import { printable } from "../printable.ts";
 import { ProgressDisplay } from "../progress/display.ts";
 import type { Progress } from "../progress/format.ts";
@@ -28,6 +27,7 @@ import { StopRequest } from "../serving/stop-request.ts";
 import { VERSION } from "../version.ts";
 import { type Connector, firstContact, sourceConnector } from "./connect.ts";
 import { type DestControl, publishEvents, registerDestVerbs } from "./control.ts";
+import { GuestParts } from "./guest.ts";
 import type { DestDiskPlan, DestPlan } from "./plan.ts";
 import { destPresenceContext } from "./presence.ts";
 import { progressOf, statusLine } from "./status.ts";
@@ -53,13 +53,15 @@ export async function runDestMigration(
   const connector = await sourceConnector(env, plan, log);
   makeSocketPlace(plan.serve);
   await takeStateDirectory(env, plan.stateDirectory, cleanup);
-  const migration = await openMigration(plan, around, connector);
+  const guest = new GuestParts(plan, around);
+  const migration = await openMigration(plan, around, { connector, guest });
   cleanup.defer(() => migration.close());
+  cleanup.defer(() => guest.close());
 
   const events = new EventHub(env.clock);
   const known = { clients: 0, uris: [] as string[], exports: [] as readonly DestinationExport[] };
   const control: DestControl = {
-    ...{ clock: env.clock, plan, migration, stop, events, startedMs: env.clock.nowMs() },
+    ...{ clock: env.clock, plan, migration, stop, events, startedMs: env.clock.nowMs(), guest: guest.arrival },
     milestones: new Milestones({
       ...{ clock: env.clock, events, possible: ["listening", "ready", "active", "hydrated", "complete"] as const },
     }),
@@ -73,7 +75,9 @@ export async function runDestMigration(
   if (exports === undefined) return EXIT_OK;
   known.exports = exports;
   const { served } = await startServing(plan.serve, around, {
-    exports: guestExports(exports.map((it) => ({ ...it, contexts: [destPresenceContext(it)] }))),
+    exports: guestExports(
+      exports.map((it) => ({ ...it, guest: guest.metered(it.guest), contexts: [destPresenceContext(it)] })),
+    ),
     credentials: undefined,
     cleanup,
     onClientCount: (clients) => {
@@ -120,20 +124,20 @@ function whatChanged(read: () => Progress | undefined): () => Progress | undefin
 async function openMigration(
   plan: DestPlan,
   { env, log }: ServeSurroundings,
-  connector: Connector,
+  { connector, guest }: { readonly connector: Connector; readonly guest: GuestParts },
 ): Promise<DestinationMigration> {
   for (const { notice } of plan.images) if (notice !== undefined) log.warn(notice);
-  const { stateDirectory, mode, earlyReads, onSourceLoss, sourceLossDeadlineMs, rateBytesPerSecond, tunnels } = plan;
-  const exits = new TunnelExits(tunnels, env.links, log);
-  return await DestinationMigration.open({
+  const { stateDirectory, mode, earlyReads, onSourceLoss, sourceLossDeadlineMs, rateBytesPerSecond } = plan;
+  const migration = await DestinationMigration.open({
     ...{ env, log, stateDirectory, mode, earlyReads, onSourceLoss, connect: connector.connect },
     disks: plan.images.map((disk) => storedIn(env, disk)),
     bootId: await readBootId(),
     ...(sourceLossDeadlineMs !== undefined && { lossDeadlineMs: sourceLossDeadlineMs }),
     ...(rateBytesPerSecond !== undefined && { rate: rateBytesPerSecond }),
-    onTunnel: (name, channel) => exits.take(name, channel),
-    tunnelsIdle: () => exits.idle(),
+    ...guest.hooks,
   });
+  guest.follow(migration);
+  return migration;
 }
 
 /** The image of a disk, in the format that was chosen for it. */

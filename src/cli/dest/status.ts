@@ -5,9 +5,14 @@ import type { DestinationPhase } from "../../migrate/phases.ts";
 import { diskState, hydrationState, hydrationStatus, stallStatus } from "../clone/status.ts";
 import { cut, linkStatus, sourceOverLink } from "../migration/link-status.ts";
 import { type Progress, progressLine } from "../progress/format.ts";
+import type { GuestArrivalStatus } from "./guest-arrival.ts";
 import type { DestDiskPlan } from "./plan.ts";
 
-export function migrationStatus(status: DestinationStatus, address: string): MigrationStatus {
+export function migrationStatus(
+  status: DestinationStatus,
+  address: string,
+  guest?: GuestArrivalStatus,
+): MigrationStatus {
   const { phase, shown, forMs, owner, term, mode, migrationId, destinationId, disks } = status;
   return {
     ...{ phase, shown, owner, term, mode, destinationId },
@@ -15,6 +20,9 @@ export function migrationStatus(status: DestinationStatus, address: string): Mig
     destinationWrote: disks.some((disk) => disk.guestWrote),
     link: linkStatus(address, status.link),
     lastError: cut(status.lastError),
+    ...(guest !== undefined && {
+      guest: { phase: guest.phase, sentBytes: null, restBytes: null, lastError: cut(guest.lastError) },
+    }),
   };
 }
 
@@ -97,6 +105,8 @@ export function nextStep(status: DestinationStatus): string | null {
     case "complete":
       return "the images stand alone: the source may go";
     case "returning":
+      if (status.owner === "destination")
+        return "see the last error, and put it right: it then lets go of the disks by itself";
       return away ? `${RECONNECTS}; the source then has its disks back` : null;
     case "cancelled":
       return "the source has the disks; begin a new migration";

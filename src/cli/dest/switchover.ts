@@ -5,19 +5,30 @@ import type { ParamsOf } from "../../control/verbs.ts";
 import type { DestinationMigration } from "../../migrate/destination.ts";
 import type { DestinationStatus } from "../../migrate/destination-options.ts";
 import { whenShown } from "../migration/when-shown.ts";
+import type { GuestArrival } from "./guest-arrival.ts";
+
+export interface Switching {
+  readonly migration: DestinationMigration;
+  readonly guest: GuestArrival | undefined;
+}
 
 export async function switchover(
-  migration: DestinationMigration,
+  { migration, guest }: Switching,
   { dryRun = false, wait = false, force = false }: ParamsOf<"switchover">,
   signal: AbortSignal,
 ): Promise<SwitchoverReport> {
-  if (dryRun) return rehearsal(migration.status());
+  if (dryRun) return rehearsal(migration.status(), await guest?.problems());
   if (wait) {
     if (migration.status().owner === "destination") return report(migration.status());
     const shown = await whenShown(migration, ["ready", "active", "hydrated", "complete", ...OVER], signal);
     if (OVER.some((phase) => phase === shown)) throw over(migration.status());
   }
   await migration.switchover({ force });
+  const { phase, lastError } = (await guest?.outcome()) ?? {};
+  if (phase === "failed" || phase === "abandoned") {
+    const why = `the guest has not come: ${lastError ?? "see the log"}`;
+    throw new ControlError("cancelled", why, "see `blockferry status` on the source");
+  }
   return report(migration.status());
 }
 
@@ -27,10 +38,10 @@ function over({ phase, lastError }: DestinationStatus): ControlError {
   return new ControlError("cancelled", `the migration is over (${phase}): ${lastError ?? "see the log"}`, "begin anew");
 }
 
-function rehearsal(status: DestinationStatus): SwitchoverReport {
+function rehearsal(status: DestinationStatus, problems: readonly string[] = []): SwitchoverReport {
   const { phase, shown, owner } = status;
   const early = phase === "ready" ? null : `the migration is in phase ${phase}, not ready`;
-  const away = shown === "disconnected" ? "the link is down" : early;
+  const away = shown === "disconnected" ? "the link is down" : (early ?? problems[0] ?? null);
   return { ...report(status), obstacle: owner === "destination" ? "the disks are here already" : away };
 }
 

@@ -32,6 +32,7 @@ export interface MigrationFlags
   readonly disk?: readonly string[];
   readonly stateDir?: string;
   readonly tunnel?: readonly string[];
+  readonly qmp?: string;
 }
 
 export const MIGRATION_CONFLICTS: Conflicts = [
@@ -74,6 +75,7 @@ export function addMigrationOptions(command: CommandUnknownOpts): void {
         "NAME=unix:PATH: carries connections from PATH on the source to PATH there",
       ).argParser(collect),
     )
+    .option("--qmp <socket>", "QEMU's monitor on this host: the guest's memory moves with its disks; on both sides")
     .option("-C, --control <path>", "the control socket (default: one in the runtime directory)")
     .optionsGroup(TLS)
     .addOption(new Option("--tls <mode>", "require or off").choices(["off", "require"]))

@@ -7,6 +7,17 @@ export class WriteMeter {
   begun = 0;
   /** Begun, and not done or failed. Those that are held are among them. */
   underWay = 0;
+  readonly #onFirst: () => void;
+
+  /** `onFirst` is called once, in the turn of the first change. Must not throw. */
+  constructor(onFirst: () => void = () => undefined) {
+    this.#onFirst = onFirst;
+  }
+
+  begin(): void {
+    this.begun += 1;
+    if (this.begun === 1) this.#onFirst();
+  }
 }
 
 /** Closing it does nothing: the device below is somebody else's. */
@@ -34,7 +45,7 @@ export class MeteredDevice implements BlockDevice {
   writeNow(offset: number, from: Uint8Array): number {
     const count = this.#device.writeNow(offset, from);
     // What is not done here comes again, as `write`.
-    if (count >= 0) this.#meter.begun += 1;
+    if (count >= 0) this.#meter.begin();
     return count;
   }
 
@@ -70,7 +81,7 @@ export class MeteredDevice implements BlockDevice {
 
   async #counted(change: Promise<void>): Promise<void> {
     const meter = this.#meter;
-    meter.begun += 1;
+    meter.begin();
     meter.underWay += 1;
     try {
       await change;

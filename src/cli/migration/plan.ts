@@ -9,6 +9,7 @@ import { runtimeDirectory } from "../instance/runtime-directory.ts";
 import { isLoopback, planServe, planTls, type ServePlan, type Surroundings, type TlsPlan } from "../serving/plan.ts";
 import { type DiskPlan, planDisks } from "./disk-spec.ts";
 import type { MigrationFlags } from "./flags.ts";
+import { planQmp, type QmpPlan } from "./qmp.ts";
 import { planTunnels, type TunnelPlan } from "./tunnels.ts";
 
 type Environment = Readonly<Record<string, string | undefined>>;
@@ -20,6 +21,8 @@ export interface MigrationPlan {
   /** Of the link. */
   readonly tls: TlsPlan;
   readonly tunnels: readonly TunnelPlan[];
+  /** QEMU's monitor, where its guest is to move with its disks. */
+  readonly qmp: QmpPlan | undefined;
   readonly stateDirectory: string;
   /** Path of the control socket; undefined: the usual place. */
   readonly control: string | undefined;
@@ -51,6 +54,7 @@ export function planMigration(
     serve: planGuestListen(role, label, { flags, around, image: disks[0].chain[0].path }),
     tls: planLinkTls(flags, directory),
     tunnels: planTunnels(flags.tunnel ?? [], directory),
+    qmp: planQmp(flags.qmp, directory),
     stateDirectory: resolve(directory, flags.stateDir ?? defaultStateDirectory(role, disks, around)),
     control: flags.control,
     label,

@@ -1,5 +1,5 @@
 /** What `status` prints of a migration, for people and as words. Pure. */
-import type { MigrationStatus } from "../../control/status.ts";
+import type { GuestStatus, MigrationStatus } from "../../control/status.ts";
 import { formatDuration, formatSize } from "../progress/format.ts";
 
 const OWNERS: Readonly<Record<MigrationStatus["owner"], string>> = {
@@ -10,7 +10,7 @@ const OWNERS: Readonly<Record<MigrationStatus["owner"], string>> = {
 };
 
 export function migrationLines(migration: MigrationStatus): string[] {
-  const { phase, shown, forSeconds, owner, term, mode, destinationWrote, link, lastError } = migration;
+  const { phase, shown, forSeconds, owner, term, mode, destinationWrote, link, lastError, guest } = migration;
   const down = shown === phase ? "" : ` (${shown})`;
   const wrote = destinationWrote === true ? ", and its guest has written" : "";
   const rtt = link.rttSeconds === null ? "" : `, round trip ${(link.rttSeconds * 1000).toFixed(1)} ms`;
@@ -21,10 +21,20 @@ export function migrationLines(migration: MigrationStatus): string[] {
     `  owner      ${OWNERS[owner]}${wrote}`,
     `  link       ${link.address}  ${link.state}${again}${rtt}; ${moved}`,
     ...(lastError === null ? [] : [`  last error ${lastError}`]),
+    ...(guest === undefined ? [] : [guestLine(guest)]),
   ];
 }
 
+function guestLine({ phase, sentBytes, restBytes, lastError }: GuestStatus): string {
+  const far = sentBytes === null || restBytes === null || sentBytes === 0 ? "" : memoryLine(sentBytes, restBytes);
+  return `  guest      ${phase}${far}${lastError === null ? "" : `: ${lastError}`}`;
+}
+
+function memoryLine(sentBytes: number, restBytes: number): string {
+  return `, ${formatSize(sentBytes)} of memory sent, ${formatSize(restBytes)} left`;
+}
+
 export function migrationWords(migration: MigrationStatus): Readonly<Record<string, string | number>> {
-  const { phase, shown, owner, term, link } = migration;
-  return { phase, shown, owner, term, link: link.state };
+  const { phase, shown, owner, term, link, guest } = migration;
+  return { phase, shown, owner, term, link: link.state, ...(guest !== undefined && { guest: guest.phase }) };
 }

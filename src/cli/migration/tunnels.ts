@@ -10,6 +10,7 @@ import type { Cleanup } from "../cleanup.ts";
 import { usageError } from "../cli-error.ts";
 import type { Log } from "../log.ts";
 import { joinStreams } from "./join-streams.ts";
+import { RESERVED_TUNNELS } from "./qmp.ts";
 
 export interface TunnelPlan {
   readonly name: string;
@@ -21,6 +22,9 @@ const SPEC = /^([^=]+)=unix:(.+)$/s;
 export function planTunnels(specs: readonly string[], directory: string): TunnelPlan[] {
   const tunnels = specs.map((spec): TunnelPlan => {
     const [, name = "", path = ""] = SPEC.exec(spec) ?? [];
+    if (RESERVED_TUNNELS.includes(name)) {
+      throw usageError("cannot use --tunnel", `${name} is the name of a tunnel of --qmp`, "choose another name");
+    }
     if (DiskName.safeParse(name).success) return { name, path: resolve(directory, path) };
     const why = `${JSON.stringify(spec)} is not NAME=unix:PATH`;
     throw usageError("cannot use --tunnel", why, "write it as in ram=unix:/run/ram.sock");

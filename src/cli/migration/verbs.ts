@@ -25,10 +25,16 @@ export async function switchOver(flags: SwitchoverFlags): Promise<number> {
   return report.done || (dryRun && report.obstacle === null) ? EXIT_OK : EXIT_NO;
 }
 
-function renderDone({ pauseSeconds, restBytes }: SwitchoverReport): string {
+function renderDone({ pauseSeconds, restBytes, guest }: SwitchoverReport): string {
   const pause = pauseSeconds === null ? "" : `, writes were held for ${milliseconds(pauseSeconds)}`;
   const rest = restBytes === 0 ? "" : `; ${formatSize(restBytes)} are still to be fetched`;
-  return `the destination has the disks${pause}${rest}\n`;
+  return `the destination has the disks${guestText(guest)}${pause}${rest}\n`;
+}
+
+function guestText(guest: SwitchoverReport["guest"]): string {
+  if (guest === undefined) return "";
+  const still = guest.stoodStillSeconds === null ? "" : ` and stood still for ${milliseconds(guest.stoodStillSeconds)}`;
+  return `, the guest ${guest.running ? "runs" : "is paused"} there${still}`;
 }
 
 function renderPlan(report: SwitchoverReport): string {

@@ -12,6 +12,7 @@ import type { WriteMeter } from "../migration/metered-device.ts";
 import { asVerb } from "../migration/refusals.ts";
 import type { StopRequest } from "../serving/stop-request.ts";
 import { VERSION } from "../version.ts";
+import type { GuestMove } from "./guest-move.ts";
 import type { OpenedDisk } from "./images.ts";
 import { diskStatus, migrationStatus, nextStep, overallState } from "./status.ts";
 import { switchover } from "./switchover.ts";
@@ -21,6 +22,8 @@ export interface SourceControl {
   readonly migration: SourceMigration;
   readonly disks: readonly OpenedDisk[];
   readonly meter: WriteMeter;
+  /** Where the guest moves with its disks. */
+  readonly guest: GuestMove | undefined;
   readonly stop: StopRequest;
   readonly events: EventHub;
   readonly milestones: Milestones;
@@ -55,6 +58,7 @@ export function registerSourceVerbs(registry: VerbRegistry, control: SourceContr
     asVerb(switchover(control, params, signal)),
   );
   registry.register("cancel", VERBS.cancel, async ({ reason }) => {
+    await control.guest?.cancel(reason);
     await asVerb(migration.cancel(reason));
     return {};
   });
@@ -82,7 +86,7 @@ function sourceStatus(control: SourceControl, diskName: string | undefined): Res
     disks: disks.map((disk) => diskStatus(disk, now)),
     clients: control.clients(),
     uris: control.uris(),
-    migration: migrationStatus(now, control.linkAddress()),
+    migration: migrationStatus(now, control.linkAddress(), control.guest?.status()),
     next: nextStep(now, control.destLine()),
   };
 }

@@ -28,13 +28,14 @@ export function planSource(words: readonly string[], flags: SourceFlags, around:
   return { ...plan, link, shared: sharedWords(flags) };
 }
 
-function sharedWords({ tlsPsk, tlsCertificates, insecure, tls, tunnel = [] }: SourceFlags): string[] {
+function sharedWords({ tlsPsk, tlsCertificates, insecure, tls, tunnel = [], qmp }: SourceFlags): string[] {
   const words: string[] = [];
   if (tlsPsk !== undefined) words.push("--tls-psk", tlsPsk);
   if (tlsCertificates !== undefined) words.push("--tls-certificates", tlsCertificates);
   if (insecure) words.push("--insecure");
   if (tls === "off") words.push("--tls", "off");
   for (const spec of tunnel) words.push("--tunnel", spec);
+  if (qmp !== undefined) words.push("--qmp", qmp);
   return words.map(shellQuote);
 }
 

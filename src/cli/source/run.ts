@@ -26,6 +26,7 @@ import { loadCredentials, type ServeSurroundings, startServing } from "../servin
 import { StopRequest } from "../serving/stop-request.ts";
 import { VERSION } from "../version.ts";
 import { publishEvents, registerSourceVerbs, type SourceControl } from "./control.ts";
+import { GuestMove } from "./guest-move.ts";
 import { openDisks } from "./images.ts";
 import { destLine, type SourcePlan } from "./plan.ts";
 import { statusLine } from "./status.ts";
@@ -56,9 +57,11 @@ export async function runSourceMigration(
   const meter = new WriteMeter();
   const migration: SourceMigration = await SourceMigration.open({
     ...{ env, disks, stateDirectory: plan.stateDirectory, log },
-    onSwitchRequest: (force) => switchOnRequest({ clock: env.clock, migration, disks, meter }, force),
+    onSwitchRequest: (force) => switchOnRequest({ clock: env.clock, migration, disks, meter, guest }, force),
   });
   cleanup.defer(() => migration.close());
+  const guest = plan.qmp && new GuestMove({ env, log, migration, qmp: plan.qmp });
+  cleanup.defer(() => guest?.close());
 
   const registry = new VerbRegistry();
   const events = new EventHub(env.clock);
@@ -67,7 +70,7 @@ export async function runSourceMigration(
   });
   const known = { clients: 0, uris: [] as string[], link: plan.link as Address };
   const control: SourceControl = {
-    ...{ clock: env.clock, migration, disks, meter, stop, events, milestones, startedMs: env.clock.nowMs() },
+    ...{ clock: env.clock, migration, disks, meter, guest, stop, events, milestones, startedMs: env.clock.nowMs() },
     linkAddress: () => formatAddress(known.link),
     destLine: () => destLine(plan, known.link),
     clients: () => known.clients,

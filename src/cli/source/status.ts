@@ -3,15 +3,17 @@ import type { DiskStatus, MigrationStatus, Status } from "../../control/status.t
 import type { SourcePhase } from "../../migrate/phases.ts";
 import type { SourceStatus } from "../../migrate/source-options.ts";
 import { cut, linkStatus } from "../migration/link-status.ts";
+import type { GuestMoveStatus } from "./guest-move.ts";
 import type { OpenedDisk } from "./images.ts";
 
-export function migrationStatus(status: SourceStatus, address: string): MigrationStatus {
+export function migrationStatus(status: SourceStatus, address: string, guest?: GuestMoveStatus): MigrationStatus {
   const { phase, shown, forMs, owner, term, mode, migrationId, destinationId, destinationWrote } = status;
   return {
     ...{ phase, shown, owner, term, migrationId, destinationWrote },
     ...{ forSeconds: forMs / 1000, mode: mode ?? null, destinationId: destinationId ?? null },
     link: linkStatus(address, status.link),
     lastError: cut(status.lastError),
+    ...(guest !== undefined && { guest: { ...guest, lastError: cut(guest.lastError) } }),
   };
 }
 

@@ -7,6 +7,7 @@ import type { SourceMigration } from "../../migrate/source.ts";
 import type { SourceStatus } from "../../migrate/source-options.ts";
 import type { WriteMeter } from "../migration/metered-device.ts";
 import { whenShown } from "../migration/when-shown.ts";
+import type { GuestMove, GuestMoved } from "./guest-move.ts";
 import type { OpenedDisk } from "./images.ts";
 
 export interface Switching {
@@ -14,6 +15,7 @@ export interface Switching {
   readonly migration: SourceMigration;
   readonly disks: readonly OpenedDisk[];
   readonly meter: WriteMeter;
+  readonly guest: GuestMove | undefined;
 }
 
 /**
@@ -29,30 +31,42 @@ export async function switchover(
   { dryRun = false, wait = false, force = false }: ParamsOf<"switchover">,
   signal: AbortSignal,
 ): Promise<SwitchoverReport> {
-  const { migration, clock } = source;
+  const { migration, clock, guest } = source;
   if (dryRun) return await rehearse(source);
-  if (migration.phase === "serving" || migration.phase === "released") return report(migration.status(), {});
+  if (guest === undefined && (migration.phase === "serving" || migration.phase === "released")) {
+    return report(migration.status(), {});
+  }
   if (wait) await whenShown(migration, ["ready", "granted", "serving", "released"], signal);
   // Once the disks are given away it is too late for doubts.
-  if (!force && migration.phase !== "granted") await refuseWriters(source);
+  if (guest === undefined && !force && migration.phase !== "granted") await refuseWriters(source);
   let frozenMs: number | undefined;
   let servingMs: number | undefined;
   const unsubscribe = migration.onEvent((event) => {
     if (event.kind === "phase" && event.phase === "frozen") frozenMs = clock.nowMs();
     if (event.kind === "phase" && event.phase === "serving") servingMs = clock.nowMs();
   });
+  let moved: GuestMoved | undefined;
   try {
-    await migration.switchover();
+    if (guest === undefined) await migration.switchover();
+    else moved = await guest.move();
   } finally {
     unsubscribe();
   }
   const pauseMs = frozenMs !== undefined && servingMs !== undefined ? servingMs - frozenMs : undefined;
-  return report(migration.status(), pauseMs === undefined ? {} : { pauseSeconds: pauseMs / 1000 });
+  return report(migration.status(), {
+    ...(pauseMs !== undefined && { pauseSeconds: pauseMs / 1000 }),
+    ...(moved !== undefined && { guest: told(moved) }),
+  });
+}
+
+function told({ running, stoodStillMs }: GuestMoved): SwitchoverReport["guest"] {
+  return { running, stoodStillSeconds: stoodStillMs === undefined ? null : stoodStillMs / 1000 };
 }
 
 /** The destination's operator has asked for it. Rejects as `switchover` does. */
 export async function switchOnRequest(source: Switching, force: boolean): Promise<void> {
-  const { migration } = source;
+  const { migration, guest } = source;
+  if (guest !== undefined) return void (await guest.move());
   if (!force && migration.phase === "ready") await refuseWriters(source);
   await migration.switchover();
 }
@@ -76,16 +90,22 @@ async function watchWrites({ clock, meter }: Pick<Switching, "clock" | "meter">)
 }
 
 async function rehearse(source: Switching): Promise<SwitchoverReport> {
-  const { migration, clock, disks } = source;
+  const { migration, clock, disks, guest } = source;
   const writes = await watchWrites(source);
   const startMs = clock.nowMs();
   await Promise.all(disks.map(({ device }) => device.flush()));
   const flushSeconds = (clock.nowMs() - startMs) / 1000;
   const status = migration.status();
+  const obstacle = guest === undefined ? obstacleOf(status, writes) : await guestObstacle(status, guest);
   const rttSeconds = status.link.rttMs === undefined ? null : status.link.rttMs / 1000;
   // The fences, and over there the map and the record, each cost about what a flush costs.
   const pauseSeconds = rttSeconds === null ? null : ROUND_TRIPS * rttSeconds + 4 * flushSeconds;
-  return report(status, { writes, flushSeconds, pauseSeconds, obstacle: obstacleOf(status, writes) });
+  return report(status, { writes, flushSeconds, pauseSeconds, obstacle });
+}
+
+/** QEMU stops the guest by itself: that it writes is in nobody's way. */
+async function guestObstacle(status: SourceStatus, guest: GuestMove): Promise<string | null> {
+  return obstacleOf(status, 0) ?? ((await guest.problems()).join("; ").slice(0, 1000) || null);
 }
 
 function obstacleOf({ phase, shown }: SourceStatus, writes: number): string | null {

@@ -6,6 +6,11 @@ import { EXIT_FAILURE, EXIT_NO, EXIT_TRY_AGAIN, EXIT_UNAVAILABLE, EXIT_USAGE } f
 const EXIT_BY_CODE: Readonly<Record<string, number | undefined>> = {
   ...MIGRATION_EXITS,
   writers: EXIT_TRY_AGAIN,
+  "qmp-taken": EXIT_TRY_AGAIN,
+  "qmp-state": EXIT_TRY_AGAIN,
+  "qmp-closed": EXIT_UNAVAILABLE,
+  "qmp-timeout": EXIT_UNAVAILABLE,
+  "qmp-limit": EXIT_UNAVAILABLE,
   "bad-params": EXIT_USAGE,
   "unknown-verb": EXIT_USAGE,
   "unknown-disk": EXIT_USAGE,

@@ -46,6 +46,18 @@ describe("the source", () => {
     );
   });
 
+  test("finds QEMU's monitor, and lets memory go beside it", () => {
+    const { qmp } = source(["vda=a"], { link: "127.0.0.1:1", qmp: "unix:vm.qmp" });
+    expect(qmp).toEqual({
+      address: { kind: "unix", path: "/work/vm.qmp" },
+      memoryPath: "/work/vm.qmp.ram",
+      memoryUri: "unix:/work/vm.qmp.ram",
+    });
+    const plan = source(["vda=a"], { link: "127.0.0.1:7000", qmp: "/run/vm.qmp" });
+    expect(destLine(plan, plan.link)).toBe("blockferry dest 127.0.0.1:7000 vda=a --qmp /run/vm.qmp");
+    expect(source(["vda=a"]).qmp).toBeUndefined();
+  });
+
   test("has a state directory that follows from its disks, and from nothing else", () => {
     const of = (...words: string[]) => source(words).stateDirectory;
     expect(of("vda=a")).toMatch(/^\/var\/lib\/blockferry\/source-vda-[0-9a-f]{12}$/);
@@ -67,6 +79,9 @@ describe("the source", () => {
     [["vda=a"], { link: "127.0.0.1:1", bind: "0.0.0.0", port: 1 }, /without TLS|this host alone/],
     [["vda=a"], { link: "127.0.0.1:1", tunnel: ["ram"] }, /NAME=unix:PATH/],
     [["vda=a"], { link: "127.0.0.1:1", tunnel: ["r=unix:/a", "r=unix:/b"] }, /same name/],
+    [["vda=a"], { link: "127.0.0.1:1", tunnel: ["qemu.memory=unix:/a"] }, /a tunnel of --qmp/],
+    [["vda=a"], { link: "127.0.0.1:1", qmp: "" }, /no path for a socket/],
+    [["vda=a"], { link: "127.0.0.1:1", qmp: `/${"x".repeat(103)}` }, /too long/],
   ])("refuses %j with %j", (words, flags, message) => {
     expect(told(() => source(words, flags))).toMatch(message);
   });

@@ -92,6 +92,16 @@ describe("a source", () => {
     expect(lines).toContain("127.0.0.1:7000  connected, 1 reconnects, round trip 5.0 ms");
     expect(source.statusLine(sourceIn("granted", { owner: "nobody" }))).toContain("the disks are nobody's");
   });
+
+  test("tells how far the guest is on its way", () => {
+    const guest = { phase: "moving-memory", sentBytes: 3 * 2 ** 20, restBytes: 2 ** 20, lastError: undefined } as const;
+    const moving = source.migrationStatus(sourceIn("ready"), "127.0.0.1:7000", guest);
+    expect(MigrationStatus.parse(moving)).toEqual(moving);
+    expect(migrationLines(moving).at(-1)).toMatch(/^ {2}guest {6}moving-memory, 3.*MiB of memory sent, 1.*MiB left$/);
+    const failed = dest.migrationStatus(destIn("ready"), "A:1", { phase: "failed", lastError: "no memory came" });
+    expect(MigrationStatus.parse(failed)).toEqual(failed);
+    expect(migrationLines(failed).at(-1)).toBe("  guest      failed: no memory came");
+  });
 });
 
 describe("a destination", () => {
