@@ -7,10 +7,12 @@ import { temporaryFolder } from "./lib/process.ts";
 import { caseLines, figure, headLines, outcomeOf, type Results } from "./lib/report.ts";
 import type { BenchCase, Suite, SuiteContext } from "./lib/suite.ts";
 import { imagesSuite } from "./suites/images.ts";
+import { migrateSuite } from "./suites/migrate.ts";
 import { nbdSuite } from "./suites/nbd.ts";
 import { streamSuite } from "./suites/stream.ts";
+import { wanSuite } from "./suites/wan.ts";
 
-const SUITES: readonly Suite[] = [nbdSuite, streamSuite, imagesSuite];
+const SUITES: readonly Suite[] = [nbdSuite, streamSuite, wanSuite, migrateSuite, imagesSuite];
 
 const EXIT_FAILED = 1;
 const EXIT_NOT_REACHED = 2;
