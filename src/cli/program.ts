@@ -11,6 +11,7 @@ import { addDoctor } from "./doctor/command.ts";
 import { addImage } from "./image/command.ts";
 import { addKey } from "./key.ts";
 import { addMigrationVerbs } from "./migration/verbs-command.ts";
+import { addPrint } from "./print/command.ts";
 import { addServe } from "./serve/command.ts";
 import { addSource } from "./source/command.ts";
 import { addTop } from "./top/command.ts";
@@ -53,6 +54,7 @@ export function buildProgram(context: CommandContext): Command {
   addTop(program);
   program.commandsGroup("Setting up:");
   addKey(program, context);
+  addPrint(program);
   addDoctor(program, context);
   addDemo(program, context);
   return program;

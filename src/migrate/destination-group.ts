@@ -35,6 +35,8 @@ export class DestinationGroup {
   #record: DestinationRecord;
   #disks: readonly DestinationDisk[] = [];
   #paused = false;
+  /** The source cannot be read before it has given the disks away. */
+  #late = false;
 
   static async open(options: DestinationMigrationOptions, hooks: DestinationHooks): Promise<DestinationGroup> {
     return new DestinationGroup(options, hooks, await findRecord(options.env, options));
@@ -75,7 +77,9 @@ export class DestinationGroup {
     return this.#disks.some((disk) => disk.guest.wrote);
   }
 
+  /** What could be pulled before the disks are here, and was not. */
   get restBytes(): number {
+    if (this.#late) return 0;
     return this.#disks.reduce((sum, disk) => sum + disk.restBytes, 0);
   }
 
@@ -106,8 +110,9 @@ export class DestinationGroup {
   }
 
   /** Whatever was pulled before counts for nothing. */
-  async beginRounds({ disks, trackingId, migrationId }: Welcome): Promise<void> {
-    const pulls = this.#options.mode !== "postcopy";
+  async beginRounds({ disks, trackingId, migrationId, late = false }: Welcome): Promise<void> {
+    const pulls = this.#options.mode !== "postcopy" && !late;
+    this.#late = late;
     for (const disk of this.#disks) {
       const offered = disks.find(({ name }) => name === disk.name);
       if (offered?.sizeBytes !== disk.entry.sizeBytes) {

@@ -67,6 +67,8 @@ export const FromSource = z.discriminatedUnion("type", [
     version: z.int(),
     migrationId: ID,
     trackingId: ID,
+    /** Nothing can be read before the grant. */
+    late: z.boolean().optional(),
     disks: z
       .array(
         z.strictObject({

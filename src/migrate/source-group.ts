@@ -97,6 +97,7 @@ export class SourceGroup {
     for (const disk of this.disks) disk.beginTracking();
     return {
       ...{ type: "welcome", version: MIGRATION_VERSION, migrationId: this.#migrationId, trackingId: this.#trackingId },
+      ...(this.#options.late === true && { late: true }),
       disks: this.disks.map(({ name, sizeBytes, clean }) => ({ name, sizeBytes, grainBytes: clean.grainBytes })),
     };
   }

@@ -36,6 +36,8 @@ export interface SourceMigrationOptions {
   /** Exists, and is this migration's alone. */
   readonly stateDirectory: string;
   readonly log: ServerLog;
+  /** The devices cannot be read yet: a destination pulls nothing before it has the disks. */
+  readonly late?: boolean;
   readonly limits?: Partial<SourceLimits>;
   readonly linkLimits?: Partial<LinkLimits>;
   /**

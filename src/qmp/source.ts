@@ -97,7 +97,7 @@ export class SourceChoreography {
       this.#cancelling.signal.throwIfAborted();
       await this.#client.execute("migrate", { uri });
     } catch (error) {
-      await this.#restoreSettings();
+      await this.restoreSettings();
       this.#advance("idle");
       throw error;
     }
@@ -192,7 +192,7 @@ export class SourceChoreography {
       return { kind: "completed", guestWasRunning: this.#guestWasRunning, times: this.#takenTimes() };
     }
     const guest = await this.#resumedGuest();
-    await this.#restoreSettings();
+    await this.restoreSettings();
     this.#advance("ended");
     const cancelled = this.#cancelling.signal.aborted ? (this.#cancelling.signal.reason as Error) : undefined;
     const said = info["error-desc"] ?? `it is "${info.status ?? "none"}"`;
@@ -216,8 +216,11 @@ export class SourceChoreography {
     return watchMigration(this.#client, until, (info) => this.#options.onProgress?.(this.#phase, info));
   }
 
-  /** As well as can be: the migration's end is what matters. */
-  async #restoreSettings(): Promise<void> {
+  /**
+   * Sets back what `run` has set; it does so itself unless QEMU has completed. As well as can be: the migration's end is
+   * what matters.
+   */
+  async restoreSettings(): Promise<void> {
     const restore = this.#restore;
     this.#restore = undefined;
     await restore?.().catch(() => undefined);

@@ -35,7 +35,8 @@ export function addSource(program: Command, context: CommandContext): void {
   addMigrationOptions(command);
   command
     .optionsGroup(MIGRATION_GROUP)
-    .option("--link <address>", "where the destination dials: host:port, or unix:/path");
+    .option("--link <address>", "where the destination dials: host:port, or unix:/path")
+    .option("--late-open", "QEMU itself has the images open: take them over when its guest has moved (with --qmp)");
   addProcessOptions(command);
   addLogOptions(command);
   command.addHelpText("after", EXAMPLES);

@@ -20,6 +20,7 @@ import type { SourceOutcome, SourcePhase } from "../../qmp/source-states.ts";
 import type { Log } from "../log.ts";
 import { joinStreams } from "../migration/join-streams.ts";
 import { GUEST_TUNNEL, MEMORY_TUNNEL, type QmpPlan } from "../migration/qmp.ts";
+import type { LateDevice } from "./late-device.ts";
 
 /** A link that was cut while memory went is given this long to be back before the disks stay here. */
 const READY_MS_MAX = 10_000;
@@ -29,6 +30,8 @@ export interface GuestMoveOptions {
   readonly log: Log;
   readonly qmp: QmpPlan;
   readonly migration: SourceMigration;
+  /** With `--late-open`: the images that QEMU has open until its guest has moved. */
+  readonly late?: readonly LateDevice[] | undefined;
 }
 
 export interface GuestMoved {
@@ -58,7 +61,10 @@ export class GuestMove {
     this.#options = options;
     // Whoever calls the disks' move off means the guest as well.
     options.migration.onEvent((event) => {
-      if (event.kind === "phase" && event.phase === "cancelled") this.#choreography?.cancel();
+      if (event.kind !== "phase" || event.phase !== "cancelled") return;
+      this.#choreography?.cancel();
+      // QEMU may want them back.
+      void this.#shutLate();
     });
   }
 
@@ -122,7 +128,7 @@ export class GuestMove {
     this.#closing.signal.addEventListener("abort", () => client.close(), { once: true });
     this.#closing.signal.throwIfAborted();
     const choreography = new SourceChoreography({
-      ...{ client, handOver: { handOver: (signal) => this.#handOver(signal) } },
+      ...{ client, handOver: { handOver: (signal) => this.#atPause(signal) } },
       onProgress: (phase, info) => {
         log.debug("moving the guest", { phase });
         this.#note({ ...(phase !== "ended" && { phase }), ...bytesOf(info) });
@@ -136,7 +142,7 @@ export class GuestMove {
         () => true,
         () => false,
       );
-      return await this.#conclude(await choreography.adopt(there));
+      return await this.#conclude(await choreography.adopt(there), client);
     } finally {
       this.#choreography = undefined;
     }
@@ -150,7 +156,7 @@ export class GuestMove {
     await this.#withCaller((caller) => caller.ask({ type: "receive", guestWasRunning }, "listening"));
     const memory = await listenOn({ kind: "unix", path: qmp.memoryPath }, (stream) => this.#sendMemory(stream));
     try {
-      return await this.#conclude(await choreography.run(qmp.memoryUri));
+      return await this.#conclude(await choreography.run(qmp.memoryUri), client);
     } catch (error) {
       if (!isGiven(this.#options.migration)) await this.#abandon(messageOf(error));
       throw error;
@@ -159,27 +165,26 @@ export class GuestMove {
     }
   }
 
-  async #conclude(outcome: SourceOutcome): Promise<GuestMoved> {
+  async #conclude(outcome: SourceOutcome, client: QmpClient): Promise<GuestMoved> {
+    const given = isGiven(this.#options.migration);
     switch (outcome.kind) {
       case "completed":
+        if (!given) await this.#giveLate(client, outcome.guestWasRunning);
         return await this.#start(outcome);
-      case "kept": {
+      case "kept":
+      case "stranded": {
+        if (given) return await this.#return(outcome.reason, outcome.guest.status);
         const why = `QEMU's migration did not take place: ${messageOf(outcome.reason)}`;
-        throw new MigrationError(
-          "cancelled",
-          why,
-          `the guest is here (${outcome.guest.status}), with its disks; ${AGAIN}`,
-        );
+        const hint = `the guest is here (${outcome.guest.status}), with its disks; ${AGAIN}`;
+        throw new MigrationError("cancelled", why, hint);
       }
-      case "stranded":
-        return await this.#return(outcome.reason, outcome.guest.status);
       case "undecided":
         throw outcome.reason;
       case "lost": {
         const hint =
           "see what both QEMUs are doing; `blockferry switchover` goes on, `blockferry cancel` brings the disks back";
-        const given = outcome.given ? "the disks are the destination's" : "the disks are here";
-        throw new QmpError("closed", `the source's QEMU was lost; ${given}`, { cause: outcome.reason, hint });
+        const where = given ? "the disks are the destination's" : "the disks are here";
+        throw new QmpError("closed", `the source's QEMU was lost; ${where}`, { cause: outcome.reason, hint });
       }
     }
   }
@@ -208,6 +213,36 @@ export class GuestMove {
     }
     const why = `QEMU's migration failed after the disks were given away: ${messageOf(reason)}`;
     throw new MigrationError("cancelled", why, `the guest is here (${guest}), and has its disks back; ${AGAIN}`);
+  }
+
+  /** QEMU has completed, and has let go of its images: now they can be opened, and given away. */
+  async #giveLate(client: QmpClient, guestWasRunning: boolean): Promise<void> {
+    const { late = [], migration } = this.#options;
+    try {
+      for (const device of late) await device.open();
+      const result = await this.#handOver(new AbortController().signal);
+      if (result.kind === "kept") throw result.reason;
+    } catch (error) {
+      if (isGiven(migration)) throw error;
+      await this.#abandon(messageOf(error));
+      await this.#shutLate();
+      if (guestWasRunning) await client.execute("cont", undefined, { timeoutMs: null });
+      await this.#choreography?.restoreSettings();
+      const why = `the disks could not be given away: ${messageOf(error)}`;
+      throw new MigrationError("cancelled", why, `the guest goes on here, with its disks; ${AGAIN}`);
+    }
+  }
+
+  async #shutLate(): Promise<void> {
+    for (const device of this.#options.late ?? []) await device.shut().catch(() => undefined);
+  }
+
+  /** QEMU waits. Images that are opened late are not given away before it has completed: it is only seen whether they could be. */
+  async #atPause(signal: AbortSignal): Promise<HandOverResult> {
+    const { late, migration } = this.#options;
+    if (late === undefined) return await this.#handOver(signal);
+    if (migration.phase === "ready" && migration.link.connected) return { kind: "given" };
+    return { kind: "kept", reason: new Error("the destination is not ready") };
   }
 
   async #handOver(signal: AbortSignal): Promise<HandOverResult> {

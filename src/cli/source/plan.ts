@@ -9,6 +9,7 @@ import { shellQuote } from "../serving/uri.ts";
 
 export interface SourceFlags extends MigrationFlags {
   readonly link?: string;
+  readonly lateOpen?: true | boolean;
 }
 
 export interface SourcePlan extends MigrationPlan {
@@ -16,6 +17,8 @@ export interface SourcePlan extends MigrationPlan {
   readonly link: Address;
   /** What of the command line the other side needs as well, ready for a shell. */
   readonly shared: readonly string[];
+  /** The images are open in the guest's own QEMU until it has moved: nothing is served to it. */
+  readonly lateOpen: boolean;
 }
 
 export function planSource(words: readonly string[], flags: SourceFlags, around: MigrationAround): SourcePlan {
@@ -25,7 +28,19 @@ export function planSource(words: readonly string[], flags: SourceFlags, around:
   }
   const link = parseLinkAddress(flags.link, "--link", around.directory);
   checkLinkExposure(link, plan.tls);
-  return { ...plan, link, shared: sharedWords(flags) };
+  const { lateOpen = false } = flags;
+  if (lateOpen) checkLateOpen(flags, around);
+  return { ...plan, link, shared: sharedWords(flags), lateOpen };
+}
+
+function checkLateOpen({ qmp, unix, socket, port, bind }: SourceFlags, { inherited }: MigrationAround): void {
+  if (qmp === undefined) {
+    const why = "only QEMU can tell when it has let go of its images";
+    throw usageError("cannot use --late-open", why, "add --qmp SOCKET, QEMU's monitor");
+  }
+  if (inherited.length === 0 && (unix ?? socket ?? port ?? bind) === undefined) return;
+  const why = "the guest has its images open itself: nothing is served on this host";
+  throw usageError("cannot use --late-open", why, "leave out where to listen for the guest");
 }
 
 function sharedWords({ tlsPsk, tlsCertificates, insecure, tls, tunnel = [], qmp }: SourceFlags): string[] {

@@ -17,18 +17,19 @@ import { Cleanup } from "../cleanup.ts";
 import { onOutputClosed, onStatusSignal } from "../early-signals.ts";
 import { EXIT_OK } from "../exit-codes.ts";
 import { openControl } from "../instance/open-control.ts";
-import { guestExports, makeSocketPlace, readyLines } from "../migration/guest-side.ts";
-import { MeteredDevice, WriteMeter } from "../migration/metered-device.ts";
+import { makeSocketPlace, readyLines } from "../migration/guest-side.ts";
+import { WriteMeter } from "../migration/metered-device.ts";
 import { takeStateDirectory } from "../migration/state-directory.ts";
 import { listenForTunnels } from "../migration/tunnels.ts";
 import { writePidFile } from "../serving/pid-file.ts";
-import { loadCredentials, type ServeSurroundings, startServing } from "../serving/start.ts";
+import { loadCredentials, type ServeSurroundings } from "../serving/start.ts";
 import { StopRequest } from "../serving/stop-request.ts";
 import { VERSION } from "../version.ts";
 import { publishEvents, registerSourceVerbs, type SourceControl } from "./control.ts";
 import { GuestMove } from "./guest-move.ts";
-import { openDisks } from "./images.ts";
+import { openDisks, peekDisks } from "./images.ts";
 import { destLine, type SourcePlan } from "./plan.ts";
+import { serveGuest } from "./serve-guest.ts";
 import { statusLine } from "./status.ts";
 import { switchOnRequest } from "./switchover.ts";
 
@@ -51,17 +52,21 @@ export async function runSourceMigration(
   cleanup.defer(() => closeControl());
 
   const credentials = await loadCredentials(plan.tls, around);
-  makeSocketPlace(plan.serve);
+  if (!plan.lateOpen) makeSocketPlace(plan.serve);
   await takeStateDirectory(env, plan.stateDirectory, cleanup);
-  const disks = await openDisks(env, plan.disks, { log, cleanup });
+  const late = plan.lateOpen ? await peekDisks(env, plan.disks, { log, cleanup }) : undefined;
+  const disks = late ?? (await openDisks(env, plan.disks, { log, cleanup }));
   const meter = new WriteMeter();
   const migration: SourceMigration = await SourceMigration.open({
-    ...{ env, disks, stateDirectory: plan.stateDirectory, log },
+    ...{ env, disks, stateDirectory: plan.stateDirectory, log, late: plan.lateOpen },
     onSwitchRequest: (force) => switchOnRequest({ clock: env.clock, migration, disks, meter, guest }, force),
   });
   cleanup.defer(() => migration.close());
-  const guest = plan.qmp && new GuestMove({ env, log, migration, qmp: plan.qmp });
+  const lateDevices = late?.map(({ device }) => device);
+  const guest = plan.qmp && new GuestMove({ env, log, migration, qmp: plan.qmp, late: lateDevices });
   cleanup.defer(() => guest?.close());
+  // An earlier life of ours has given them away: QEMU is done with them.
+  if (migration.phase !== "setup") for (const device of lateDevices ?? []) await device.open();
 
   const registry = new VerbRegistry();
   const events = new EventHub(env.clock);
@@ -84,19 +89,14 @@ export async function runSourceMigration(
   });
   closeControl = () => opened.close();
 
-  const guests = migration.exports.map(({ name, guest }) => ({ name, guest: new MeteredDevice(guest, meter) }));
-  const { served } = await startServing(plan.serve, around, {
-    exports: guestExports(guests),
-    credentials: undefined,
-    cleanup,
-    onClientCount: (clients) => {
-      known.clients = clients;
-      events.publish("clients", { clients });
-    },
+  const served = await serveGuest(plan, around, { migration, meter, cleanup }, (clients) => {
+    known.clients = clients;
+    events.publish("clients", { clients });
   });
   known.link = await listenForDestination(plan, around, { migration, credentials, cleanup });
   await listenForTunnels({ tunnels: plan.tunnels, open: (name) => migration.openTunnel(name), log, cleanup });
-  const { uris, text } = readyLines(disks, served, { json: plan.serve.json, extra: { dest: control.destLine() } });
+  const extra = { dest: control.destLine() };
+  const { uris, text } = readyLines(late === undefined ? disks : [], served, { json: plan.serve.json, extra });
   known.uris = uris;
   onStatusSignal(() => around.showStatus(statusLine(migration.status())));
   if (plan.serve.pidFile !== undefined) removePidFile = writePidFile(plan.serve.pidFile);

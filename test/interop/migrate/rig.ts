@@ -19,6 +19,8 @@ export interface SideOptions {
   readonly flags?: readonly string[];
   /** Of images, with the dot. */
   readonly extension?: string;
+  /** Of the guest; there is none with `--late-open`. */
+  readonly ownSocket?: boolean;
 }
 
 export class MigrationProcess extends CloneProcess {
@@ -64,9 +66,10 @@ export class Rig {
   }
 
   /** `link`: where an earlier one has listened. */
-  async source({ flags = [], link = "127.0.0.1:0" }: SideOptions & { link?: string } = {}): Promise<MigrationProcess> {
+  async source(options: SideOptions & { link?: string } = {}): Promise<MigrationProcess> {
+    const { flags = [], link = "127.0.0.1:0", ownSocket = true } = options;
     const disks = this.disks.map((disk) => `${disk}=${this.image("a", disk)}`);
-    return await this.#start("a", ["source", "--link", link, ...flags, ...disks]);
+    return await this.#spawn("a", ["source", ...this.#own("a", ownSocket), "--link", link, ...flags, ...disks]);
   }
 
   destArguments(address: string, { flags = [], extension = ".raw" }: SideOptions = {}, side: Side = "b"): string[] {
@@ -84,21 +87,10 @@ export class Rig {
     return run([BLOCKFERRY, ...args], { env: QUICK_START, timeoutMs: DEADLINE_MS });
   }
 
-  #own(side: Side): string[] {
+  #own(side: Side, ownSocket = true): string[] {
     const socket = this.socket(side);
-    return [
-      "--exit-with-parent",
-      "-U",
-      socket,
-      "-C",
-      `${socket}.ctl`,
-      "--state-dir",
-      this.folder.file(`${side}/state`),
-    ];
-  }
-
-  #start(side: Side, [command = "", ...flags]: readonly string[]): Promise<MigrationProcess> {
-    return this.#spawn(side, [command, ...this.#own(side), ...flags]);
+    const state = ["--state-dir", this.folder.file(`${side}/state`)];
+    return ["--exit-with-parent", ...(ownSocket ? ["-U", socket] : []), "-C", `${socket}.ctl`, ...state];
   }
 
   async #spawn(side: Side, args: readonly string[]): Promise<MigrationProcess> {

@@ -81,6 +81,8 @@ describe("the source", () => {
     [["vda=a"], { link: "127.0.0.1:1", tunnel: ["r=unix:/a", "r=unix:/b"] }, /same name/],
     [["vda=a"], { link: "127.0.0.1:1", tunnel: ["qemu.memory=unix:/a"] }, /a tunnel of --qmp/],
     [["vda=a"], { link: "127.0.0.1:1", qmp: "" }, /no path for a socket/],
+    [["vda=a"], { link: "127.0.0.1:1", lateOpen: true }, /add --qmp/],
+    [["vda=a"], { link: "127.0.0.1:1", lateOpen: true, qmp: "q", unix: "s" }, /nothing is served/],
     [["vda=a"], { link: "127.0.0.1:1", qmp: `/${"x".repeat(103)}` }, /too long/],
   ])("refuses %j with %j", (words, flags, message) => {
     expect(told(() => source(words, flags))).toMatch(message);
