@@ -49,13 +49,14 @@ test("the checkout's own Node runs the sources as they are, from any folder, and
   using here = installation({ ...SOURCES, ...TSX, ...BUNDLE, ...bundledNode("v24.21.0"), ...pathNode("v20.0.0") });
   const { status, words } = here.run(["serve", "a b", "", "--x=*", "--", "$HOME"]);
   expect(status).toBe(0);
-  expect(words.slice(1)).toEqual([join(here.root, "src/cli/main.ts"), "serve", "a b", "", "--x=*", "--", "$HOME"]);
+  expect(words.slice(0, 2)).toEqual(["--disable-warning=ExperimentalWarning", "--max-semi-space-size=8"]);
+  expect(words.slice(2)).toEqual([join(here.root, "src/cli/main.ts"), "serve", "a b", "", "--x=*", "--", "$HOME"]);
 });
 
 test("Node 22 runs the sources through the tsx loader, never through the tsx command", () => {
   using here = installation({ ...SOURCES, ...TSX, ...bundledNode("v22.15.0") });
   const loader = `file://${here.root}/node_modules/tsx/dist/loader.mjs`;
-  expect(here.run().words.slice(1)).toEqual(["--import", loader, join(here.root, "src/cli/main.ts")]);
+  expect(here.run().words.slice(2)).toEqual(["--import", loader, join(here.root, "src/cli/main.ts")]);
 });
 
 test("the bundle is what runs without sources, without tsx on Node 22, and with BLOCKFERRY_DIST=1", () => {
