@@ -39,7 +39,7 @@ import {
 } from "./source-options.ts";
 import { SourceRecords } from "./source-records.ts";
 import { sourceStatus } from "./source-status.ts";
-import { grant, type Switching, sendClean, switchOver } from "./switchover.ts";
+import { grant, type Switching, type SwitchoverOptions, sendClean, switchOver } from "./switchover.ts";
 import type { WriteGate } from "./write-gate.ts";
 
 export class SourceMigration implements AsyncDisposable, Switching {
@@ -147,10 +147,10 @@ export class SourceMigration implements AsyncDisposable, Switching {
   }
 
   /** Resolves once the destination is the owner. What it rejects with says whether anything was given away. */
-  async switchover(): Promise<void> {
+  async switchover(options: SwitchoverOptions = {}): Promise<void> {
     if (this.phases.is("serving", "released")) return;
     const attempt = this.#attempt;
-    if (this.phase !== "granted") await this.#serial.run(() => switchOver(this));
+    if (this.phase !== "granted") await this.#serial.run(() => switchOver(this, options));
     while (!this.phases.is("serving", "released")) {
       if (this.#closing !== undefined) throw endingError("source");
       if (attempt !== this.#attempt) throw cancelledError(this.phases.lastError ?? "it was called off");

@@ -2,7 +2,7 @@
  * How the source gives its disks away, all of them at once:
  *
  *   the destination stops pulling → changes are held, those under way drain → flush → what is clean is told →
- *   FENCED is durable for every disk → grant
+ *   whoever asked for it confirms → FENCED is durable for every disk → grant
  *
  * Up to the fences everything can be taken back, and is when anything goes wrong: what was held goes on. After the fences
  * only the destination's word counts. If fences could not be written, no grant was sent: the disks are taken at a new term.
@@ -11,7 +11,7 @@ import type { Env } from "../env/env.ts";
 import { Change } from "../stream/change.ts";
 import { identifySource } from "../stream/source-identity.ts";
 import { MigrationError, messageOf } from "./errors.ts";
-import { CLEAN_PAGES_MAX } from "./messages.ts";
+import { CLEAN_PAGES_MAX, type FromSource } from "./messages.ts";
 import type { PhaseBook } from "./phase-book.ts";
 import type { SourcePhase } from "./phases.ts";
 import type { SourceDisk } from "./source-disk.ts";
@@ -40,8 +40,19 @@ export interface Switching {
   openGate(): void;
 }
 
-/** In the source's line. Returns when the grant is on its way; throws `MigrationError` when nothing was given away. */
-export async function switchOver(source: Switching): Promise<void> {
+export interface SwitchoverOptions {
+  /**
+   * Asked once changes are held and those before them are durable. What it rejects with calls the switchover off: nothing
+   * has been given away by then.
+   */
+  readonly confirm?: (() => Promise<void>) | undefined;
+}
+
+/**
+ * In the source's line. Returns when the grant is on its way; throws `MigrationError`, or what `confirm` has rejected with,
+ * when nothing was given away.
+ */
+export async function switchOver(source: Switching, { confirm }: SwitchoverOptions = {}): Promise<void> {
   if (source.phases.is("granted", "serving", "released")) return;
   const { port } = source.link;
   if (source.phases.current !== "ready" || port === undefined) {
@@ -56,16 +67,21 @@ export async function switchOver(source: Switching): Promise<void> {
   try {
     await prepare(source, port);
     await freeze(source, port);
+    await confirm?.();
+    checkOnCourse(source, port);
   } catch (error) {
     thaw(source, port, messageOf(error));
     throw error;
   }
   const term = source.term + 1;
+  const granting = describe(source);
+  // It may be nobody's when it fails.
+  granting.catch(() => undefined);
   const fenced = fence(source, port, term);
-  if (source.env.chaos.on("migrate/grant-before-fence")) await grant(source, port, term);
+  if (source.env.chaos.on("migrate/grant-before-fence")) await grant(source, port, { term });
   await fenced;
   source.phases.advance("granted");
-  await grant(source, port);
+  await grant(source, port, { granting });
 }
 
 /** The destination is there, and has nothing under way. */
@@ -93,7 +109,6 @@ async function freeze(source: Switching, port: SourcePort): Promise<void> {
   const flushing = Promise.all(source.disks.map(({ device }) => device.flush()));
   await within(source, source.limits.drainMsMax, "the flush does not end", () => flushing);
   await sendClean(source, port);
-  checkOnCourse(source, port);
 }
 
 async function fence(source: Switching, port: SourcePort, term: number): Promise<void> {
@@ -122,15 +137,27 @@ function thaw(source: Switching, port: SourcePort, reason: string): void {
   source.phases.warn(`the switchover did not take place: ${reason}`);
 }
 
+type GrantedDisks = (FromSource & { type: "grant" })["disks"];
+
+/** What the destination is to find, of disks that do not change any more. */
+function describe({ disks }: Pick<Switching, "disks">): Promise<GrantedDisks> {
+  return Promise.all(
+    disks.map(async ({ name, clean, device }) => ({
+      ...{ name, count: clean.count, checksum: clean.checksum() },
+      identity: await identifySource(device),
+    })),
+  );
+}
+
 /** The fences are durable. May be sent again: the destination takes it up once. */
-export async function grant(source: Switching, port: SourcePort, term = source.term): Promise<void> {
+export async function grant(
+  source: Switching,
+  port: SourcePort,
+  { term = source.term, granting = describe(source) }: { term?: number; granting?: Promise<GrantedDisks> } = {},
+): Promise<void> {
   await sendClean(source, port);
-  const disks = source.disks.map(async ({ name, clean, device }) => ({
-    ...{ name, count: clean.count, checksum: clean.checksum() },
-    identity: await identifySource(device),
-  }));
   const { trackingId } = source;
-  port.send({ type: "grant", term, trackingId, disks: await Promise.all(disks) });
+  port.send({ type: "grant", term, trackingId, disks: await granting });
 }
 
 /** Tells all that has become clean, or is not any more, since it was told last. */

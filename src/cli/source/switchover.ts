@@ -19,10 +19,10 @@ export interface Switching {
 }
 
 /**
- * How long clients are watched: a guest that is busy writes more often. It is a part of the pause of one that was stopped
- * for the switchover.
+ * How long clients are watched, at the least: a guest that is busy writes more often. One that was stopped for the switchover
+ * waits for it, unless holding its writes and flushing them takes longer.
  */
-const WATCH_MS = 20;
+const WATCH_MS = 10;
 /** PREPARE, GRANT and what answers them. */
 const ROUND_TRIPS = 3;
 
@@ -37,8 +37,6 @@ export async function switchover(
     return report(migration.status(), {});
   }
   if (wait) await whenShown(migration, ["ready", "granted", "serving", "released"], signal);
-  // Once the disks are given away it is too late for doubts.
-  if (guest === undefined && !force && migration.phase !== "granted") await refuseWriters(source);
   let frozenMs: number | undefined;
   let servingMs: number | undefined;
   const unsubscribe = migration.onEvent((event) => {
@@ -47,7 +45,7 @@ export async function switchover(
   });
   let moved: GuestMoved | undefined;
   try {
-    if (guest === undefined) await migration.switchover();
+    if (guest === undefined) await give(source, force);
     else moved = await guest.move();
   } finally {
     unsubscribe();
@@ -65,33 +63,44 @@ function told({ running, stoodStillMs }: GuestMoved): SwitchoverReport["guest"] 
 
 /** The destination's operator has asked for it. Rejects as `switchover` does. */
 export async function switchOnRequest(source: Switching, force: boolean): Promise<void> {
-  const { migration, guest } = source;
-  if (guest !== undefined) return void (await guest.move());
-  if (!force && migration.phase === "ready") await refuseWriters(source);
-  await migration.switchover();
+  if (source.guest !== undefined) return void (await source.guest.move());
+  await give(source, force);
 }
 
-/** Throws `ControlError("writers")` while clients write. What they wrote would be theirs here and nobody's there. */
-async function refuseWriters({ clock, meter }: Pick<Switching, "clock" | "meter">): Promise<void> {
-  const writes = await watchWrites({ clock, meter });
-  if (writes === 0) return;
-  throw new ControlError(
+/** Rejects with `ControlError("writers")` while clients write. What they wrote would be theirs here and nobody's there. */
+async function give({ clock, meter, migration }: Switching, force: boolean): Promise<void> {
+  // Once the disks are given away it is too late for doubts.
+  if (force || migration.phase === "granted") return await migration.switchover();
+  const writes = watchWrites({ clock, meter });
+  if (meter.underWay > 0) throw writersError(meter.underWay);
+  const confirm = async (): Promise<void> => {
+    const count = await writes();
+    if (count > 0) throw writersError(count);
+  };
+  await migration.switchover({ confirm });
+}
+
+function writersError(writes: number): ControlError {
+  return new ControlError(
     "writers",
-    `the guest is writing (${writes} ${writes === 1 ? "change" : "changes"} in ${WATCH_MS} ms), and would lose its disk here`,
+    `the guest is writing (${writes} ${writes === 1 ? "change" : "changes"} meanwhile), and would lose its disk here`,
     "pause the guest (QMP stop, virsh suspend), switch over, let it go on over there; or --force, which holds its writes",
   );
 }
 
-/** Changes that clients began within a moment, or have under way. */
-async function watchWrites({ clock, meter }: Pick<Switching, "clock" | "meter">): Promise<number> {
+/** Begins to watch. What is returned resolves, after a moment at the least, to the changes begun since, or under way then. */
+function watchWrites({ clock, meter }: Pick<Switching, "clock" | "meter">): () => Promise<number> {
   const { begun, underWay } = meter;
-  await new Promise<void>((resolve) => clock.setTimer(WATCH_MS, resolve));
-  return meter.begun - begun + underWay;
+  const watched = new Promise<void>((resolve) => clock.setTimer(WATCH_MS, resolve));
+  return async () => {
+    await watched;
+    return meter.begun - begun + underWay;
+  };
 }
 
 async function rehearse(source: Switching): Promise<SwitchoverReport> {
   const { migration, clock, disks, guest } = source;
-  const writes = await watchWrites(source);
+  const writes = await watchWrites(source)();
   const startMs = clock.nowMs();
   await Promise.all(disks.map(({ device }) => device.flush()));
   const flushSeconds = (clock.nowMs() - startMs) / 1000;
