@@ -1,5 +1,6 @@
 import { execFileSync } from "node:child_process";
 import { randomBytes } from "node:crypto";
+import { join } from "node:path";
 import { defineConfig } from "vitest/config";
 import { SuiteReporter } from "./test/support/reporter.ts";
 
@@ -19,6 +20,12 @@ function seedOfCommit(): number | undefined {
   } catch {
     return undefined;
   }
+}
+
+// What Node has compiled is kept: tests start it more than a thousand times, and each start takes a third less. Coverage
+// is counted in what Node compiles itself.
+if (!process.argv.some((argument) => argument.startsWith("--coverage"))) {
+  process.env["NODE_COMPILE_CACHE"] ??= join(import.meta.dirname, "node_modules/.cache/compile");
 }
 
 const suite = (name: string, more: { globalSetup?: string; env?: Record<string, string> } = {}) => ({

@@ -3,11 +3,9 @@
  * `blockferry dest` while a guest reads and writes it, the source is killed when it is not needed any more, and every byte is
  * compared with what the guest has left.
  */
-import { rmSync } from "node:fs";
-import { mkdir, mkdtemp, rm } from "node:fs/promises";
-import { constants } from "node:os";
 import { join } from "node:path";
 import type { Env } from "../env/env.ts";
+import { inFolder } from "./folder.ts";
 import { type GuestCounts, LiveGuest } from "./live-guest.ts";
 import { makeSampleDisk, type SampleDisk } from "./sample-disk.ts";
 import { LiveLine, readableBytes, readableTime, renderTable, type Screen } from "./show.ts";
@@ -54,23 +52,13 @@ export interface DemoReport {
 /** Resolves when everything was as it should be; otherwise rejects, mostly with `DemoFailure`. */
 export async function runDemo(options: DemoOptions): Promise<DemoReport> {
   const { env, screen } = options;
-  const folder = await mkdtemp(join(options.directory, "blockferry-demo-"));
-  const leaveNothing = (): void => {
-    rmSync(folder, { recursive: true, force: true });
-    process.exit(128 + constants.signals.SIGINT);
-  };
-  process.once("SIGINT", leaveNothing);
-  try {
-    for (const host of ["a", "b"]) await mkdir(join(folder, host), { mode: 0o700 });
+  return await inFolder(options.directory, async (folder) => {
     screen.write(`Making a disk of ${readableBytes(options.sizeBytes)}, with files and holes in it …\n`);
     const disk = await makeSampleDisk(join(folder, "a", "disk.raw"), options.sizeBytes, env.random);
     const report = await new Move(options, folder, disk).run();
     screen.write(`\n${renderReport(report)}\nEvery byte is where it belongs.\n`);
     return report;
-  } finally {
-    process.off("SIGINT", leaveNothing);
-    await rm(folder, { recursive: true, force: true });
-  }
+  });
 }
 
 class Move {

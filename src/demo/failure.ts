@@ -4,11 +4,14 @@ export class DemoFailure extends Error {
   readonly what: string;
   readonly why: string;
   readonly hint: string;
+  /** `setup`: this machine lacks something. `defect`: what was shown is not as it should be. */
+  readonly kind: "defect" | "setup";
 
-  constructor(what: string, why: string, hint: string) {
+  constructor(what: string, why: string, hint: string, kind: "defect" | "setup" = "defect") {
     super(`${what}: ${why}`);
     this.what = what;
     this.why = why;
     this.hint = hint;
+    this.kind = kind;
   }
 }

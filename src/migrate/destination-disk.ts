@@ -70,6 +70,7 @@ export class DestinationDisk {
   readonly #heat: LateOrder;
   readonly #closing = new Set<Promise<unknown>>();
   #rate: number | undefined;
+  #sourceRate: number | undefined;
   #paused = false;
   #store: OverlayStore | undefined;
   #guest: ExportDevice | undefined;
@@ -210,7 +211,8 @@ export class DestinationDisk {
   activate(wrote: boolean): void {
     const { env } = this.#parts;
     if (this.#overlay === undefined || this.#sources === undefined) throw new Error("the disk is not prepared");
-    const rate = this.#rate === undefined ? {} : { rate: this.#rate };
+    const allowed = this.#allowedRate;
+    const rate = allowed === undefined ? {} : { rate: allowed };
     this.#pull = startPull(env, { target: this.#overlay, sources: this.#sources, orders: [this.#heat], ...rate });
     if (this.#paused) this.#pull.hydrator.pause();
     this.guest.activate(this.#pull.guest, wrote);
@@ -240,9 +242,15 @@ export class DestinationDisk {
   }
 
   setRate(bytesPerSecond: number | undefined): void {
-    this.#limiter.setRate(bytesPerSecond);
     this.#rate = bytesPerSecond;
-    this.#pull?.hydrator.setRate(bytesPerSecond);
+    this.#applyRate();
+  }
+
+  /** The source's own limit, which counts beside ours. */
+  setSourceRate(bytesPerSecond: number | undefined): void {
+    if (bytesPerSecond === this.#sourceRate) return;
+    this.#sourceRate = bytesPerSecond;
+    this.#applyRate();
   }
 
   status(): DestinationDiskStatus {
@@ -277,6 +285,16 @@ export class DestinationDisk {
     this.#store = undefined;
     this.#overlay = undefined;
     this.#pull = undefined;
+  }
+
+  get #allowedRate(): number | undefined {
+    const least = Math.min(this.#rate ?? Number.POSITIVE_INFINITY, this.#sourceRate ?? Number.POSITIVE_INFINITY);
+    return Number.isFinite(least) ? least : undefined;
+  }
+
+  #applyRate(): void {
+    this.#limiter.setRate(this.#allowedRate);
+    this.#pull?.hydrator.setRate(this.#allowedRate);
   }
 
   /** The grains that count; undefined: none do. */

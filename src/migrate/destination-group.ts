@@ -110,7 +110,7 @@ export class DestinationGroup {
   }
 
   /** Whatever was pulled before counts for nothing. */
-  async beginRounds({ disks, trackingId, migrationId, late = false }: Welcome): Promise<void> {
+  async beginRounds({ disks, trackingId, migrationId, late = false, rate }: Welcome): Promise<void> {
     const pulls = this.#options.mode !== "postcopy" && !late;
     this.#late = late;
     for (const disk of this.#disks) {
@@ -118,9 +118,15 @@ export class DestinationGroup {
       if (offered?.sizeBytes !== disk.entry.sizeBytes) {
         throw new MigrationError("peer", `the size of ${disk.name} has changed`, "cancel, and begin anew");
       }
+      disk.setSourceRate(rate);
       await disk.beginRound(trackingId, offered.grainBytes, pulls);
     }
     if (this.#record.migrationId !== migrationId) await this.#write({ migrationId });
+  }
+
+  /** What the source allows, whoever owns the disks. */
+  obeyRate({ rate }: Welcome): void {
+    for (const disk of this.#disks) disk.setSourceRate(rate);
   }
 
   /**

@@ -305,6 +305,7 @@ export class DestinationMigration implements AsyncDisposable {
       await this.#group.beginRounds(welcome);
       if (this.phase === "setup") this.#phases.advance("precopy");
     }
+    this.#group.obeyRate(welcome);
     if (port !== this.#link.port) return;
     this.#link.welcome(welcome.trackingId);
     this.#phases.change.notify();

@@ -69,6 +69,8 @@ export const FromSource = z.discriminatedUnion("type", [
     trackingId: ID,
     /** Nothing can be read before the grant. */
     late: z.boolean().optional(),
+    /** Bytes a second that may be pulled of each disk; demand reads are not meant. */
+    rate: z.int().min(1).optional(),
     disks: z
       .array(
         z.strictObject({

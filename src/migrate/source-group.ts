@@ -98,6 +98,7 @@ export class SourceGroup {
     return {
       ...{ type: "welcome", version: MIGRATION_VERSION, migrationId: this.#migrationId, trackingId: this.#trackingId },
       ...(this.#options.late === true && { late: true }),
+      ...(this.#options.rate !== undefined && { rate: this.#options.rate }),
       disks: this.disks.map(({ name, sizeBytes, clean }) => ({ name, sizeBytes, grainBytes: clean.grainBytes })),
     };
   }

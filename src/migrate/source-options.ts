@@ -38,6 +38,8 @@ export interface SourceMigrationOptions {
   readonly log: ServerLog;
   /** The devices cannot be read yet: a destination pulls nothing before it has the disks. */
   readonly late?: boolean;
+  /** What a destination may pull in the background, in bytes a second for each disk; undefined: as much as it likes. */
+  readonly rate?: number | undefined;
   readonly limits?: Partial<SourceLimits>;
   readonly linkLimits?: Partial<LinkLimits>;
   /**

@@ -2,7 +2,8 @@
  * The choreography on the destination QEMU, which was started with `-S -incoming …`: memory comes in; when all of it is
  * here, the guest stands still until its disks are here too and the source QEMU has said `completed`; then it runs (`cont`).
  *
- * Invariant: `cont` is only said after the gate has said "start". The source's guest may run on until then.
+ * Invariant: the guest runs only after the gate has said "start". The source's guest may run on until then, and its disks may
+ * not be here.
  */
 import type { QmpClient } from "./client.ts";
 import { QmpCommandError, QmpError, QmpProtocolError } from "./errors.ts";
@@ -49,6 +50,8 @@ export async function runDestination(options: DestinationOptions): Promise<Desti
   const { client, gate } = options;
   if ((await client.execute("query-status")).status === WAITING) {
     await wishForEvents(client);
+    // For a QEMU that was started without -S: in this state it means that the guest is not to run by itself.
+    await client.execute("stop");
     const failure = await memoryArrives(options);
     if (failure !== undefined) return { kind: "failed", reason: failure };
   }

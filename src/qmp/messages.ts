@@ -49,12 +49,28 @@ export const MigrationCapabilities = z.array(z.object({ capability: word, state:
 
 export const MigrationParameters = z.record(z.string(), z.unknown());
 
+/** An image as QEMU has it open, and what it lies over. `format` is that of a filter, "throttle" say, where one is on top. */
+export interface ImageNode {
+  readonly filename: string;
+  readonly format: string;
+  readonly "virtual-size": number;
+  readonly "backing-image"?: ImageNode | undefined;
+}
+export const ImageNode: z.ZodType<ImageNode> = z.lazy(() =>
+  z.object({ filename: text, format: word, "virtual-size": count, "backing-image": ImageNode.optional() }),
+);
+
+/** `query-block`: what the guest's devices have inserted, if anything. */
+export const BlockDevices = z.array(z.object({ inserted: z.object({ image: ImageNode }).optional() })).max(1024);
+export type BlockDevices = z.output<typeof BlockDevices>;
+
 /** Commands whose result is looked at. */
 export const RESULTS = {
   "query-status": StatusInfo,
   "query-migrate": MigrationInfo,
   "query-migrate-capabilities": MigrationCapabilities,
   "query-migrate-parameters": MigrationParameters,
+  "query-block": BlockDevices,
 } as const;
 
 /** `value` as `schema` wants it, or a `QmpProtocolError`. */

@@ -2,9 +2,9 @@
 
 import { writeFileSync } from "node:fs";
 import { expect } from "vitest";
+import { GuestLog } from "../../src/demo/vm/guest-log.ts";
 import { itBoots, startGuest } from "../support/guest.ts";
 import { DISK_TOOLS, emptyDisk, expectSoundDisk, filledDisk } from "../support/guest-disk.ts";
-import { GuestLog } from "../support/guest-log.ts";
 import { nbdkit } from "../support/peers.ts";
 import { runOk } from "../support/run.ts";
 import { Prng, runSeed } from "../support/seed.ts";

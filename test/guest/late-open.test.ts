@@ -2,8 +2,12 @@
  * An unmodified guest, whose QEMU has its images open itself, moves with `source --late-open`: nothing of ours is in its way
  * before, and its disks follow when it has moved.
  */
+import { spawn } from "node:child_process";
 import { rmSync, truncateSync } from "node:fs";
 import { expect } from "vitest";
+import { ControlClient } from "../../src/control/client.ts";
+import { realClock } from "../../src/os/clock.ts";
+import { realLinks } from "../../src/os/dial.ts";
 import { linkOf, type MigrationProcess, Rig, tcpConnectionsOf } from "../interop/migrate/rig.ts";
 import { type Guest, type GuestOptions, itBoots, startGuest } from "../support/guest.ts";
 import { expectSoundDisk, filledDisk } from "../support/guest-disk.ts";
@@ -13,6 +17,14 @@ import { BLOCKFERRY } from "../support/serve-process.ts";
 import { type TempDir, tempDir } from "../support/temp-dir.ts";
 
 const DISKS = ["vda", "vdb"] as const;
+const WAIT = { timeout: 60_000, interval: 20 };
+
+interface Preparation {
+  /** Of the guest that moves, and not of the QEMU that waits for it. */
+  readonly devices?: readonly string[];
+  /** The QEMU that waits for it would let it run by itself. */
+  readonly autostart?: boolean;
+}
 
 class Scene implements AsyncDisposable {
   readonly rig: Rig;
@@ -29,26 +41,33 @@ class Scene implements AsyncDisposable {
   }
 
   /** A guest that works long before there is a `source`. */
-  async prepare(devices: readonly string[] = []): Promise<void> {
+  async prepare({ devices = [], autostart = false }: Preparation = {}): Promise<void> {
     for (const disk of DISKS) {
       await filledDisk(this.rig.image("a", disk), new Prng(runSeed(), disk), { files: 40 });
     }
     const disks = DISKS.map((disk) => ({ file: this.rig.image("a", disk) }));
     this.guestA = await this.#guest("src", { disks, devices });
     await this.moreSynced(this.guestA);
-    this.a = this.#stack.use(
-      await this.rig.source({ flags: ["--late-open", "--qmp", this.#folder.file("src.qmp")], ownSocket: false }),
-    );
-    const flags = ["--qmp", this.#folder.file("dst.qmp"), "--rate", "1M"];
-    this.b = this.#stack.use(await this.rig.dest(await linkOf(this.a), { flags }));
-    await this.startIncoming();
+    await this.startSource();
+    await this.startDest();
+    await this.startIncoming({ autostart });
   }
 
-  async startIncoming(): Promise<void> {
+  async startSource(link = "127.0.0.1:0"): Promise<void> {
+    const flags = ["--late-open", "--qmp", this.#folder.file("src.qmp")];
+    this.a = this.#stack.use(await this.rig.source({ flags, ownSocket: false, link }));
+  }
+
+  async startDest(): Promise<void> {
+    const flags = ["--qmp", this.#folder.file("dst.qmp"), "--rate", "1M"];
+    this.b = this.#stack.use(await this.rig.dest(await linkOf(this.a), { flags }));
+  }
+
+  async startIncoming({ autostart = false } = {}): Promise<void> {
     // One that has ended leaves its socket.
     rmSync(this.#folder.file("dst.qmp"), { force: true });
     const disks = DISKS.map((exportName) => ({ socket: this.rig.socket("b"), exportName, reconnectSeconds: 20 }));
-    this.guestB = await this.#guest("dst", { disks, incoming: "defer", log: this.guestA.log });
+    this.guestB = await this.#guest("dst", { disks, incoming: "defer", autostart, log: this.guestA.log });
     (await this.guestB.qmp()).close();
   }
 
@@ -73,6 +92,37 @@ class Scene implements AsyncDisposable {
   }
 }
 
+async function guestPhase(side: MigrationProcess): Promise<string | undefined> {
+  return (await side.status()).migration?.guest?.phase;
+}
+
+/** The control socket of a process, for several orders in a row. */
+async function controlOf({ control }: MigrationProcess): Promise<ControlClient> {
+  return await ControlClient.connect(await realLinks.dial({ kind: "unix", path: control }), realClock);
+}
+
+/** From when this resolves until it is disposed of, the process does not get to open the file. */
+async function holdOpening({ pid }: MigrationProcess, path: string): Promise<AsyncDisposable> {
+  const what = ["-P", path, "-e", "trace=openat,open", "-e", `inject=openat,open:delay_enter=${100_000_000}`];
+  const strace = spawn("strace", ["-f", "-p", String(pid), ...what], { stdio: ["ignore", "ignore", "pipe"] });
+  const closed = new Promise((resolve) => strace.once("close", resolve));
+  await new Promise<void>((resolve, reject) => {
+    let said = "";
+    strace.stderr.setEncoding("utf8").on("data", (text: string) => {
+      said += text;
+      if (said.includes("attached")) resolve();
+    });
+    void closed.then(() => reject(new Error(`strace has ended: ${said}`)));
+  });
+  return {
+    [Symbol.asyncDispose]: async () => {
+      // Asked to end, it would wait for a thread that was killed while it was held.
+      strace.kill("SIGKILL");
+      await closed;
+    },
+  };
+}
+
 itBoots([], "an unmodified guest on local images moves, and its disks follow it, over one connection", async () => {
   using folder = tempDir();
   await using scene = new Scene(folder);
@@ -83,6 +133,9 @@ itBoots([], "an unmodified guest on local images moves, and its disks follow it,
   const looking = a.call("wait", { for: "active" }).then(() => tcpConnectionsOf(a));
   expect(await a.ask("switchover", "--wait")).toContain("the guest runs there");
   expect(await looking).toHaveLength(1);
+  // Nobody lets the guest run here as well, for as long as the source has its images.
+  using monitor = await guestA.qmp();
+  await expect(monitor.execute("cont")).rejects.toThrow("lock");
   await guestA.kill();
   await scene.moreSynced(guestB);
   await b.ask("set-speed", "unlimited");
@@ -97,7 +150,7 @@ itBoots([], "QEMU fails late: the guest goes on, on its own images", async () =>
   using folder = tempDir();
   await using scene = new Scene(folder);
   // A device that the other QEMU does not have: what it cannot load comes after all memory.
-  await scene.prepare(["virtio-rng-pci"]);
+  await scene.prepare({ devices: ["virtio-rng-pci"] });
   const { a, b, guestA, guestB } = scene;
   const { status, stderr } = await a.tryAsk("switchover", "--wait");
   expect(stderr).toContain("QEMU's migration did not take place");
@@ -124,13 +177,76 @@ itBoots(
     expect(status).toBe(2);
     await scene.guestB.ended;
     await scene.moreSynced(guestA);
-    truncateSync(scene.rig.image("a"), sizeBytes);
+    {
+      // QEMU has seen it as well.
+      using monitor = await guestA.qmp();
+      await monitor.execute("block_resize", { "node-name": "disk0", size: sizeBytes });
+    }
     await scene.startIncoming();
     expect(await b.ask("switchover", "--wait")).toContain("the destination has the disks");
     await guestA.kill();
     await scene.moreSynced(scene.guestB);
     await b.ask("set-speed", "unlimited");
     await b.reached("complete");
+    await scene.expectSound(scene.guestB, "b");
+  },
+);
+
+itBoots(
+  ["strace"],
+  "called off or killed while it opens the images, the source keeps nothing from its guest",
+  async () => {
+    using folder = tempDir();
+    await using scene = new Scene(folder);
+    await scene.prepare({ autostart: true });
+    const { guestA, rig } = scene;
+    const link = await linkOf(scene.a);
+    const moved = scene.a.tryAsk("switchover", "--wait");
+    {
+      await using held = await holdOpening(scene.a, rig.image("a", "vdb"));
+      await expect.poll(() => guestPhase(scene.a), WAIT).toBe("starting");
+      // All of it is over there, and its disks are not.
+      await expect.poll(() => guestPhase(scene.b), WAIT).toMatch(/arrived|started/);
+      expect(await guestPhase(scene.b)).toBe("arrived");
+      using control = await controlOf(scene.a);
+      const cancelled = control.call("cancel", { reason: "not today" }, { timeoutMs: null });
+      // What comes after it on one connection is answered when it has begun.
+      await control.call("status", {});
+      await held[Symbol.asyncDispose]();
+      await cancelled;
+    }
+    expect((await moved).stderr).toContain("the guest goes on here");
+    await Promise.all([scene.moreSynced(guestA), scene.guestB.ended, scene.b.ended]);
+
+    await scene.startDest();
+    await scene.startIncoming();
+    {
+      await using held = await holdOpening(scene.a, rig.image("a", "vdb"));
+      const lost = scene.a.tryAsk("switchover", "--wait");
+      await expect.poll(() => guestPhase(scene.a), WAIT).toBe("starting");
+      const killed = scene.a.kill();
+      // A process is not gone before who traces it has let go of it.
+      await held[Symbol.asyncDispose]();
+      await Promise.all([killed, lost]);
+    }
+    await scene.startSource(link);
+    await scene.b.reached("ready");
+    const { status, stderr } = await scene.a.tryAsk("switchover", "--wait");
+    expect(stderr).toContain("postmigrate");
+    expect(stderr).toContain("`cont` in the monitor");
+    expect(status).toBe(75);
+    await scene.guestB.kill();
+    {
+      using monitor = await guestA.qmp();
+      await monitor.execute("cont");
+    }
+    await scene.moreSynced(guestA);
+    await scene.startIncoming();
+    expect(await scene.a.ask("switchover", "--wait")).toContain("the guest runs there");
+    await guestA.kill();
+    await scene.moreSynced(scene.guestB);
+    await scene.b.ask("set-speed", "unlimited");
+    await scene.b.reached("complete");
     await scene.expectSound(scene.guestB, "b");
   },
 );

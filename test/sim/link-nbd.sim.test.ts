@@ -75,7 +75,7 @@ itSeeded(
   "a disk served over channels keeps every promise, and no session is lost, however often the connection is cut",
   async (rng) => {
     const first = rng.integer(1, 1e9);
-    const timeMs = counts({ local: 2500, ci: 40_000 });
+    const timeMs = counts({ local: 1000, ci: 40_000 });
     const startedMs = performance.now();
     let [count, connections, requests] = [0, 0, 0];
     for (let seed = first; count < 10 || performance.now() - startedMs < timeMs; seed++) {

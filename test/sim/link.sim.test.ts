@@ -9,7 +9,7 @@ const turn = () => new Promise((resolve) => setImmediate(resolve));
 
 itSeeded("a link loses no byte and doubles none, whatever happens to its connections", async (rng) => {
   const first = rng.integer(1, 1e9);
-  const timeMs = counts({ local: 3000, ci: 60_000 });
+  const timeMs = counts({ local: 1500, ci: 60_000 });
   const startedMs = performance.now();
   let [count, cuts, connections, bytes, restarts] = [0, 0, 0, 0, 0];
   for (let seed = first; count < 20 || performance.now() - startedMs < timeMs; seed++) {
@@ -33,7 +33,7 @@ for (const end of ["near", "far"] as const) {
   itSeeded(`a cut after any of the first bytes from ${which} costs nothing`, async (rng) => {
     const seed = rng.integer(1, 1e9);
     // Locally every so many bytes, from a random one on.
-    const step = counts({ local: 12, ci: 1 });
+    const step = counts({ local: 32, ci: 1 });
     let cut = 0;
     for (let at = rng.integer(0, step - 1); at <= SWEPT_BYTES; at += step) {
       const { connections } = await linkHistory(seed + (at % 3), { quiet: true, cut: { [end]: at } }).catch((error) => {

@@ -5,8 +5,9 @@
 import { expect } from "vitest";
 import { counts, itSeeded } from "../support/seed.ts";
 import { overlayHistory } from "./overlay-history.ts";
+import { withoutStacks } from "./without-stacks.ts";
 
-const SECONDS = Number(process.env["BLOCKFERRY_SIM_SECONDS"] ?? counts({ local: 4, ci: 120 }));
+const SECONDS = Number(process.env["BLOCKFERRY_SIM_SECONDS"] ?? counts({ local: 2, ci: 120 }));
 const ONLY = process.env["BLOCKFERRY_HISTORY"];
 /** Crashes that a slow machine simulates in a second, at least. Two files of 120 s make 100,000 of it. */
 const CRASHES_PER_SECOND_MIN = counts({ local: 50, ci: 420 });
@@ -36,17 +37,6 @@ export function tableOverlays(name: string): OverlayBulk {
 
 export function replayCommand(seed: number, { file }: OverlayBulk = RAW): string {
   return `BLOCKFERRY_HISTORY=${seed} npx vitest run --project sim test/sim/${file}`;
-}
-
-/** Errors without stack traces while `work` runs: capturing them takes half of the time of a history. */
-export async function withoutStacks<T>(work: () => Promise<T>): Promise<T> {
-  const limit = Error.stackTraceLimit;
-  Error.stackTraceLimit = 0;
-  try {
-    return await work();
-  } finally {
-    Error.stackTraceLimit = limit;
-  }
 }
 
 interface Totals {
@@ -108,17 +98,19 @@ export function itSurvivesCrashes(part: number, format: OverlayBulk = RAW): void
 
 const MUTANT_HISTORIES_MAX = 30_000;
 
-/** Defines a test that a mutant must not survive. */
-export function itCatches(format: OverlayBulk, point: string, what: string): void {
+/** Defines a test that a mutant must not survive; `failingLives`: for one that only failed syncs bring to light. */
+export function itCatches(format: OverlayBulk, point: string, what: string, failingLives?: number): void {
+  const history = (seed: number, mutants: readonly string[]) =>
+    overlayHistory(seed, mutants, format.name, failingLives);
   itSeeded(
     `histories of a ${format.name} overlay show it when ${what}`,
     async (rng) => {
       const first = rng.integer(1, 1e9);
-      const death = await withoutStacks(() => firstDeath(first, format.name, point));
+      const death = await withoutStacks(() => firstDeath(first, (seed) => history(seed, [point])));
       expect(death, "no history showed it").toBeDefined();
       if (death === undefined) return;
       // It is the mutant that is wrong, not the seed.
-      await overlayHistory(death.seed, [], format.name);
+      await history(death.seed, []);
       console.info(
         `${point}: died at seed ${death.seed}, history ${death.seed - first + 1}: ${death.why.slice(0, 90)}`,
       );
@@ -129,13 +121,12 @@ export function itCatches(format: OverlayBulk, point: string, what: string): voi
 
 async function firstDeath(
   first: number,
-  format: string,
-  point: string,
+  history: (seed: number) => Promise<unknown>,
 ): Promise<{ seed: number; why: string } | undefined> {
   for (let seed = first; seed < first + MUTANT_HISTORIES_MAX; seed++) {
     if (seed % 50 === 0) await new Promise((resolve) => setImmediate(resolve));
     try {
-      await overlayHistory(seed, [point], format);
+      await history(seed);
     } catch (error) {
       return { seed, why: String(error) };
     }

@@ -22,13 +22,17 @@ export interface OverlayHistoryResult {
   readonly requests: number;
 }
 
+/** How often syncs fail: in so many of a history's lives. */
+const FAILING_LIVES = 0.1;
+
 /** Rejects with `OracleError`, `TablesError`, `SimHangError` or `SimLeakError`. */
 export async function overlayHistory(
   seed: number,
   mutants: readonly string[] = [],
   formatName = "raw",
+  failingLives = FAILING_LIVES,
 ): Promise<OverlayHistoryResult> {
-  const history = new History(new Destination(seed, mutants, formatName));
+  const history = new History(new Destination(seed, mutants, formatName), failingLives);
   await history.run();
   const { powerLosses, kills, requests } = history;
   return { trace: history.at.world.scheduler.traceHash, powerLosses, kills, requests };
@@ -39,11 +43,13 @@ class History {
   powerLosses = 0;
   kills = 0;
   requests = 0;
+  readonly #failingLives: number;
   /** There was a life in which writes failed. */
   #wasFull = false;
 
-  constructor(at: Destination) {
+  constructor(at: Destination, failingLives: number) {
     this.at = at;
+    this.#failingLives = failingLives;
   }
 
   async run(): Promise<void> {
@@ -182,7 +188,7 @@ class History {
     const { world, host } = this.at;
     const { rng, scheduler } = world;
     const { behaviour } = host.disk;
-    if (rng.chance(0.1)) behaviour.syncError = rng.pick([0.2, 0.8]);
+    if (rng.chance(this.#failingLives)) behaviour.syncError = rng.pick([0.2, 0.8]);
     if (rng.chance(0.03)) behaviour.writeError = 0.1;
     if (rng.chance(0.1)) Object.assign(behaviour, { noSpace: rng.pick([0.1, 0.5]), noSpaceAt: "" });
     // Only the map: the guest goes on, and more and more waits for the next commit. A kill tells most.

@@ -27,9 +27,27 @@ export class Qcow2TablesError extends Error {
   override readonly name = "Qcow2TablesError";
 }
 
+/** How often a history, or a life, is of a kind: from 0 to 1. */
+const ODDS = {
+  /** Power cuts and little else. */
+  stormy: 0.3,
+  /** Begun as a QEMU with lazy refcounts leaves an image. */
+  dirty: 0.15,
+  /** Many requests at once for a few clusters, which become zeroes and data in turn. */
+  crowded: 0.35,
+  /** Clusters of 1024 bytes, of which refcount blocks and tables are soon full. */
+  small: 2 / 3,
+  /** Of those: nothing is full. */
+  empty: 0.4,
+  /** Of the others: the refcount table is full, and not only a block. */
+  tableFull: 0.3,
+};
+
 export interface Qcow2HistoryOptions {
   /** Mutants that misbehave. */
   readonly chaos?: ReadonlySet<string>;
+  /** Other than usual. */
+  readonly odds?: Partial<typeof ODDS>;
 }
 
 export interface Qcow2HistoryResult {
@@ -61,7 +79,7 @@ class History {
   readonly oracle: Oracle;
   readonly overBacking: boolean;
   readonly clusterBytes: number;
-  /** Power cuts and little else. */
+  readonly odds: typeof ODDS;
   readonly stormy: boolean;
   /** Nothing has happened yet that may lose space. */
   tidy = true;
@@ -72,14 +90,15 @@ class History {
   dirtied = 0;
   checks = 0;
 
-  constructor(seed: number, { chaos = new Set() }: Qcow2HistoryOptions) {
+  constructor(seed: number, { chaos = new Set(), odds }: Qcow2HistoryOptions) {
+    this.odds = { ...ODDS, ...odds };
     this.world = new SimWorld(seed);
     const { rng } = this.world;
     this.host = this.world.host("store");
     this.host.chaos = chaos;
-    this.stormy = rng.chance(0.3);
+    this.stormy = rng.chance(this.odds.stormy);
     this.overBacking = rng.chance(0.4);
-    this.clusterBytes = rng.pick([1024, 1024, 4096]);
+    this.clusterBytes = rng.chance(this.odds.small) ? 1024 : 4096;
     const cells = rng.pick([8, 24, 45, 64]);
     // A backing may end within a cluster.
     const backed = this.overBacking ? rng.integer(1, cells) : 0;
@@ -89,14 +108,14 @@ class History {
   }
 
   async create(): Promise<void> {
-    const { oracle, overBacking, world, clusterBytes } = this;
+    const { oracle, overBacking, world, clusterBytes, odds } = this;
     const { rng, scheduler } = world;
     const backing = overBacking ? { backing: { name: BASE, format: "raw" } } : {};
     const env = this.host.start();
     await scheduler.complete(createQcow2(env, { path: PATH, sizeBytes: oracle.sizeBytes, clusterBytes, ...backing }));
-    if (clusterBytes !== 1024 || rng.chance(0.4)) return;
+    if (clusterBytes !== 1024 || rng.chance(odds.empty)) return;
     // Space that nobody uses, as far as where another refcount block is needed, or another refcount table.
-    const blocks = rng.chance(0.3) ? TABLE_BLOCKS : rng.integer(1, 3);
+    const blocks = rng.chance(odds.tableFull) ? TABLE_BLOCKS : rng.integer(1, 3);
     const clusters = blocks * BLOCK_CLUSTERS - rng.integer(0, 20);
     const file = await scheduler.complete(env.files.open({ path: PATH, writable: true }));
     await scheduler.complete(file.truncate(clusters * clusterBytes));
@@ -155,7 +174,7 @@ class History {
     const { world, host, oracle } = this;
     const { rng, scheduler } = world;
     const faults = { syncError: rng.chance(0.1) ? 0.2 : 0, noSpace: rng.chance(0.1) ? 0.1 : 0, filesRemember: false };
-    if (rng.chance(0.15)) await this.#makeDirty();
+    if (rng.chance(this.odds.dirty)) await this.#makeDirty();
     const env = host.start();
     const { image, backing } = await this.open(env, false);
     Object.assign(host.disk.behaviour, faults);
@@ -236,8 +255,7 @@ class History {
   #habits(): Habits {
     const { rng } = this.world;
     const habits = drawHabits(rng, this.oracle.cells);
-    // Many at once on a few clusters that become zeroes and data in turn.
-    if (rng.chance(0.35)) {
+    if (rng.chance(this.odds.crowded)) {
       const weights = { ...habits.weights, read: 5, write: 10, zero: 8, discard: 2 };
       return { ...habits, weights, threads: 8, cellsMax: 4, regionCells: 4 };
     }

@@ -6,5 +6,7 @@ const OVERLAYS = tableOverlays("qed");
 
 itSurvivesCrashes(1, OVERLAYS);
 
-for (const [point, what] of Object.entries(QED_OVERLAY_CHAOS_POINTS)) itCatches(OVERLAYS, point, what);
+for (const [point, what] of Object.entries(QED_OVERLAY_CHAOS_POINTS)) {
+  itCatches(OVERLAYS, point, what, point === "qed/rewrite-skipped" ? 0.5 : undefined);
+}
 for (const point of ["qed/cluster-unlocked"] as const) itCatches(OVERLAYS, point, QED_CHAOS_POINTS[point]);

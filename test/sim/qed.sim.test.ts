@@ -3,6 +3,7 @@ import { QED_CHAOS_POINTS } from "../../src/image/qed/chaos-points.ts";
 import { counts, itSeeded, type Prng } from "../support/seed.ts";
 import { OracleError } from "./oracle.ts";
 import { QedTablesError, qedHistory } from "./qed-history.ts";
+import { withoutStacks } from "./without-stacks.ts";
 
 /** Of many histories on a busy machine. */
 const TIMEOUT_MS = 240_000;
@@ -26,7 +27,7 @@ itSeeded(
     const startedMs = performance.now();
     const seen = { requests: 0, checks: 0, cleared: 0, lives: 0 };
     for (let seed = first; seed < first + count; seed++) {
-      const result = await qedHistory(seed).catch((error: unknown) => {
+      const result = await withoutStacks(() => qedHistory(seed)).catch((error: unknown) => {
         throw new Error(`history ${seed} failed: ${String(error)}`, { cause: error });
       });
       seen.requests += result.requests;
@@ -63,7 +64,7 @@ for (const [point, what] of Object.entries(QED_CHAOS_POINTS)) {
   const title = `it is noticed when ${what}`;
   const body = async (rng: Prng): Promise<void> => {
     const first = rng.integer(1, 1e9);
-    const caught = await firstCaught(first, point);
+    const caught = await withoutStacks(() => firstCaught(first, point));
     expect(caught, "no history caught it").toBeDefined();
     const { seed = 0, how = "" } = caught ?? {};
     console.info(`${point}: caught at seed ${seed}, history ${seed - first + 1}: ${how}`);

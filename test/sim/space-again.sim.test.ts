@@ -107,7 +107,9 @@ async function count(world: SimWorld, device: BlockDevice): Promise<number> {
   const bytes = new Uint8Array(SIZE_BYTES);
   await world.scheduler.complete(device.read(0, bytes));
   bytes.fill(0, 16 * CLUSTER_BYTES, 24 * CLUSTER_BYTES);
-  return bytes.filter((byte) => byte === FAILED).length;
+  let found = 0;
+  for (let at = bytes.indexOf(FAILED); at >= 0; at = bytes.indexOf(FAILED, at + 1)) found += 1;
+  return found;
 }
 
 for (const kind of KINDS) {
@@ -115,7 +117,7 @@ for (const kind of KINDS) {
   const what = `${name} ${overlay ? "overlay" : "image"}${completes ? " that is completed meanwhile" : ""}`;
   const body = async (rng: Prng): Promise<void> => {
     const first = rng.integer(1, 1e9);
-    for (let seed = first; seed < first + counts({ local: 100, ci: 1000 }); seed++) {
+    for (let seed = first; seed < first + counts({ local: 50, ci: 1000 }); seed++) {
       expect({ seed, stray: await strayBytes(seed, kind) }).toEqual({ seed, stray: 0 });
     }
   };

@@ -19,7 +19,7 @@ itSeeded(
   "a clone that is killed, or loses power, goes on by itself, and its image ends as the source's disk",
   async (rng) => {
     let crashes = 0;
-    await each(rng, counts({ local: 40, ci: 400 }), async (seed) => {
+    await each(rng, counts({ local: 20, ci: 400 }), async (seed) => {
       const clone = await SimClone.begin(seed);
       const { world, truth } = clone;
       let running = await clone.run();
@@ -48,7 +48,7 @@ itSeeded(
 itSeeded(
   "a link that swallows everything is noticed within 15 seconds, and the guest's read is answered by the next one",
   async (rng) => {
-    await each(rng, counts({ local: 20, ci: 200 }), async (seed) => {
+    await each(rng, counts({ local: 10, ci: 200 }), async (seed) => {
       const clone = await SimClone.begin(seed);
       const { world } = clone;
       // As slow as it may be, nothing but the silence should take seconds.
@@ -70,7 +70,7 @@ itSeeded(
 );
 
 itSeeded("a guest's read does not wait for what is fetched in the background", async (rng) => {
-  await each(rng, counts({ local: 20, ci: 200 }), async (seed) => {
+  await each(rng, counts({ local: 10, ci: 200 }), async (seed) => {
     const clone = await SimClone.begin(seed);
     const { world } = clone;
     world.net.quality = { latencyMs: 5, bytesPerMs: 1000, windowBytes: 1 << 20, shortPieces: 0.05 };

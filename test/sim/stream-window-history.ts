@@ -31,6 +31,8 @@ const OTHERS_MS = 30;
 const OTHERS_RTTS = 16;
 const LEAST_SHARE = 0.75;
 const LEAST_CUT_MS = 6;
+/** Ten times what a history takes. */
+const EVENTS_MAX = 500_000;
 
 export interface WindowResult {
   readonly trace: string;
@@ -51,7 +53,9 @@ export interface Found {
 
 /** Rejects with `StreamError` or `SimHangError`. */
 export async function windowHistory(seed: number, mutant?: string): Promise<WindowResult> {
-  const story = await WindowStory.begin(new SimWorld(seed), mutant);
+  const world = new SimWorld(seed);
+  world.scheduler.eventsMax = EVENTS_MAX;
+  const story = await WindowStory.begin(world, mutant);
   return await story.play();
 }
 

@@ -10,7 +10,7 @@ const KEPT_PART = 0.96;
 
 itSeeded("the window follows the line, keeps it full and its queue short, and nobody starves", async (rng) => {
   const first = rng.integer(1, 1e9);
-  const count = counts({ local: 8, ci: 60 });
+  const count = counts({ local: 4, ci: 60 });
   let [demandReads, longestMs] = [0, 0];
   const found: Found[] = [];
   for (let seed = first; seed < first + count; seed++) {

@@ -11,7 +11,7 @@ itSeeded(
   "whatever happens to the source, hydration ends with the source's bytes, and no read is answered wrong",
   async (rng) => {
     const first = rng.integer(1, 1e9);
-    const count = counts({ local: 150, ci: 600 });
+    const count = counts({ local: 80, ci: 600 });
     const startedMs = performance.now();
     let [reconnects, virtualMs, failedReads] = [0, 0, 0];
     for (let seed = first; seed < first + count; seed++) {

@@ -1,8 +1,9 @@
 /** A guest's disk, from the outside: made with files on it, and looked into afterwards, without mounting anything. */
 import { createHash } from "node:crypto";
-import { mkdirSync, readdirSync, readFileSync, truncateSync, writeFileSync } from "node:fs";
+import { readdirSync, readFileSync, truncateSync, writeFileSync } from "node:fs";
 import { expect } from "vitest";
-import type { GuestLog } from "./guest-log.ts";
+import { makeFilledDisk, WITH_SBIN } from "../../src/demo/vm/filled-disk.ts";
+import type { GuestLog } from "../../src/demo/vm/guest-log.ts";
 import { run, runOk } from "./run.ts";
 import type { Prng } from "./seed.ts";
 import { tempDir } from "./temp-dir.ts";
@@ -26,16 +27,12 @@ export async function filledDisk(
   rng: Prng,
   { sizeMib = 128, files = 100, kib = 256 } = {},
 ): Promise<void> {
-  using tree = tempDir();
-  for (const folder of ["f", "s"]) mkdirSync(tree.file(folder));
-  for (let number = 1; number <= files; number++) {
-    const contents = Buffer.alloc(rng.integer(1, kib * 1024));
-    rng.fill(contents);
-    writeFileSync(tree.file(`f/${nameOf(number)}`), contents);
-    writeFileSync(tree.file(`s/${nameOf(number)}`), `${md5(contents)}\n`);
-  }
-  emptyDisk(path, sizeMib);
-  await runOk(["mkfs.ext4", "-q", "-d", tree.path, path], { env: WITH_SBIN });
+  const contents = Array.from({ length: files }, () => {
+    const bytes = Buffer.alloc(rng.integer(1, kib * 1024));
+    rng.fill(bytes);
+    return bytes;
+  });
+  await makeFilledDisk({ path, sizeBytes: sizeMib * MiB, contents, scratch: `${path}.files` });
 }
 
 /**
@@ -63,12 +60,6 @@ export async function expectSoundDisk(path: string, disk: string, log: GuestLog)
   }
   const missing = [...log.syncedOn(disk)].filter(([number, sum]) => found.get(number) !== sum);
   expect(missing, "files that were synced and are not there").toEqual([]);
-}
-
-const WITH_SBIN = { PATH: `${process.env["PATH"]}:/usr/sbin:/sbin` };
-
-function nameOf(number: number): string {
-  return String(number).padStart(6, "0");
 }
 
 function md5(bytes: Uint8Array): string {

@@ -11,7 +11,7 @@ import { type TempDir, tempDir } from "./temp-dir.ts";
 
 export const realWorld = { clock: realClock, links: realLinks };
 
-const START_MS_MAX = 15_000;
+const START_MS_MAX = 60_000;
 const LOOK_AGAIN_MS = 5;
 
 export class Peer implements AsyncDisposable {

@@ -4,6 +4,7 @@ import type { CommandContext } from "../command-context.ts";
 import { addGuestListenOptions, addMigrationOptions, MIGRATION_GROUP } from "../migration/flags.ts";
 import { addLogOptions, addProcessOptions } from "../serving/options.ts";
 import { parseCount, parsePort } from "../settings/option-values.ts";
+import { parseRate } from "../verbs/values.ts";
 import type { SourceFlags } from "./plan.ts";
 
 const EXAMPLES = `
@@ -37,6 +38,11 @@ export function addSource(program: Command, context: CommandContext): void {
     .optionsGroup(MIGRATION_GROUP)
     .option("--link <address>", "where the destination dials: host:port, or unix:/path")
     .option("--late-open", "QEMU itself has the images open: take them over when its guest has moved (with --qmp)");
+  command.option(
+    "--rate <rate>",
+    "bytes a second that the destination may pull of each disk in the background, such as 100M (default: unlimited)",
+    parseRate,
+  );
   addProcessOptions(command);
   addLogOptions(command);
   command.addHelpText("after", EXAMPLES);

@@ -58,7 +58,7 @@ export function registerSourceVerbs(registry: VerbRegistry, control: SourceContr
     asVerb(switchover(control, params, signal)),
   );
   registry.register("cancel", VERBS.cancel, async ({ reason }) => {
-    await control.guest?.cancel(reason);
+    await asVerb(control.guest?.cancel(reason) ?? Promise.resolve());
     await asVerb(migration.cancel(reason));
     return {};
   });

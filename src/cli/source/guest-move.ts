@@ -13,14 +13,15 @@ import type { SourceMigration } from "../../migrate/source.ts";
 import { listenOn } from "../../os/listen.ts";
 import { QmpClient } from "../../qmp/client.ts";
 import { QmpError } from "../../qmp/errors.ts";
-import { clip, GuestCaller } from "../../qmp/guest-line.ts";
+import { clip } from "../../qmp/guest-line.ts";
 import type { MigrationInfo } from "../../qmp/messages.ts";
 import { type HandOverResult, SourceChoreography } from "../../qmp/source.ts";
 import type { SourceOutcome, SourcePhase } from "../../qmp/source-states.ts";
 import type { Log } from "../log.ts";
 import { joinStreams } from "../migration/join-streams.ts";
-import { GUEST_TUNNEL, MEMORY_TUNNEL, type QmpPlan } from "../migration/qmp.ts";
-import type { LateDevice } from "./late-device.ts";
+import { MEMORY_TUNNEL, type QmpPlan } from "../migration/qmp.ts";
+import { FarGuest, isGiven } from "./far-guest.ts";
+import type { LateImages } from "./late-images.ts";
 
 /** A link that was cut while memory went is given this long to be back before the disks stay here. */
 const READY_MS_MAX = 10_000;
@@ -31,7 +32,7 @@ export interface GuestMoveOptions {
   readonly qmp: QmpPlan;
   readonly migration: SourceMigration;
   /** With `--late-open`: the images that QEMU has open until its guest has moved. */
-  readonly late?: readonly LateDevice[] | undefined;
+  readonly late?: LateImages | undefined;
 }
 
 export interface GuestMoved {
@@ -51,20 +52,26 @@ export interface GuestMoveStatus {
 
 export class GuestMove {
   readonly #options: GuestMoveOptions;
+  readonly #far: FarGuest;
   #status: GuestMoveStatus = { phase: "idle", sentBytes: 0, restBytes: 0, lastError: undefined };
   #moving: Promise<GuestMoved> | undefined;
   #moved: GuestMoved | undefined;
   #choreography: SourceChoreography | undefined;
+  /** Of the move that is under way, or of the last. */
+  #callingOff = new AbortController();
+  /** Who has the guest's memory. */
+  #receiver: string | undefined;
   readonly #closing = new AbortController();
 
   constructor(options: GuestMoveOptions) {
     this.#options = options;
+    this.#far = new FarGuest(options.migration, options.log);
     // Whoever calls the disks' move off means the guest as well.
     options.migration.onEvent((event) => {
       if (event.kind !== "phase" || event.phase !== "cancelled") return;
-      this.#choreography?.cancel();
+      this.#callOff(new QmpError("state", "the migration of the disks was called off"));
       // QEMU may want them back.
-      void this.#shutLate();
+      void options.late?.shut();
     });
   }
 
@@ -77,8 +84,8 @@ export class GuestMove {
     const { env, qmp } = this.#options;
     try {
       using client = await QmpClient.dial(env, qmp.address);
-      const own = await new SourceChoreography({ client, handOver: NEVER }).problems();
-      const there = await this.#withCaller((caller) => caller.ask({ type: "check" }, "checked"));
+      const own = await this.#ownProblems(client, new SourceChoreography({ client, handOver: NEVER }));
+      const there = await this.#far.order((caller) => caller.ask({ type: "check" }, "checked"));
       return [...own, ...there.problems];
     } catch (error) {
       return [messageOf(error)];
@@ -106,14 +113,21 @@ export class GuestMove {
     return this.#moving;
   }
 
-  /** Calls it off, as far as that is possible, and waits until it is over. */
+  /** Calls it off, as far as that is possible, and waits until it is over. Rejects with `MigrationError` when it was too late. */
   async cancel(reason: string): Promise<void> {
-    this.#choreography?.cancel(new QmpError("state", reason));
-    await this.#moving?.catch(() => undefined);
+    if (this.#moving === undefined) return;
+    this.#callOff(new QmpError("state", reason));
+    const moved = await this.#moving.catch(() => undefined);
+    if (moved === undefined) return;
+    const hint =
+      "use it there; `blockferry cancel` again asks for the disks, unless the guest has written to them there";
+    throw new MigrationError("phase", "the guest had moved before it could be called off", hint);
   }
 
   close(): void {
-    this.#closing.abort(new MigrationError("closed", "the source is ending", "start it again"));
+    const ending = new MigrationError("closed", "the source is ending", "start it again");
+    this.#closing.abort(ending);
+    this.#far.close(ending);
   }
 
   async #move(): Promise<GuestMoved> {
@@ -124,11 +138,12 @@ export class GuestMove {
       throw new MigrationError("phase", `the migration is in phase ${migration.phase}, not ready`, "wait for ready");
     }
     this.#note({ phase: "preparing", sentBytes: 0, restBytes: 0 });
+    this.#callingOff = new AbortController();
     using client = await QmpClient.dial(env, qmp.address);
     this.#closing.signal.addEventListener("abort", () => client.close(), { once: true });
     this.#closing.signal.throwIfAborted();
     const choreography = new SourceChoreography({
-      ...{ client, handOver: { handOver: (signal) => this.#atPause(signal) } },
+      ...{ client, handOver: { handOver: (signal) => this.#atPause(client, signal) } },
       onProgress: (phase, info) => {
         log.debug("moving the guest", { phase });
         this.#note({ ...(phase !== "ended" && { phase }), ...bytesOf(info) });
@@ -149,16 +164,20 @@ export class GuestMove {
   }
 
   async #begin(client: QmpClient, choreography: SourceChoreography): Promise<GuestMoved> {
-    const { qmp } = this.#options;
-    const problems = await choreography.problems();
-    if (problems.length > 0) throw new QmpError("state", `the guest cannot be migrated: ${problems.join("; ")}`);
-    const { running: guestWasRunning } = await client.execute("query-status");
-    await this.#withCaller((caller) => caller.ask({ type: "receive", guestWasRunning }, "listening"));
+    const { qmp, migration } = this.#options;
+    const problems = await this.#ownProblems(client, choreography);
+    const { running: guestWasRunning, status } = await client.execute("query-status");
+    if (problems.length > 0) {
+      const hint = status === "postmigrate" ? { hint: LEFT_STANDING } : {};
+      throw new QmpError("state", `the guest cannot be migrated: ${problems.join("; ")}`, hint);
+    }
+    this.#receiver = migration.status().destinationId;
+    await this.#far.order((caller) => caller.ask({ type: "receive", guestWasRunning }, "listening"));
     const memory = await listenOn({ kind: "unix", path: qmp.memoryPath }, (stream) => this.#sendMemory(stream));
     try {
       return await this.#conclude(await choreography.run(qmp.memoryUri), client);
     } catch (error) {
-      if (!isGiven(this.#options.migration)) await this.#abandon(messageOf(error));
+      if (!isGiven(this.#options.migration)) await this.#far.abandon(messageOf(error));
       throw error;
     } finally {
       memory.close();
@@ -170,7 +189,7 @@ export class GuestMove {
     switch (outcome.kind) {
       case "completed":
         if (!given) await this.#giveLate(client, outcome.guestWasRunning);
-        return await this.#start(outcome);
+        return await this.#start(client, outcome);
       case "kept":
       case "stranded": {
         if (given) return await this.#return(outcome.reason, outcome.guest.status);
@@ -189,26 +208,37 @@ export class GuestMove {
     }
   }
 
-  async #start({ guestWasRunning, times }: SourceOutcome & { kind: "completed" }): Promise<GuestMoved> {
-    const { env } = this.#options;
+  async #start(
+    client: QmpClient,
+    { guestWasRunning, times }: SourceOutcome & { kind: "completed" },
+  ): Promise<GuestMoved> {
+    const { env, migration } = this.#options;
     this.#note({ phase: "starting" });
     const order = { type: "start", guestWasRunning } as const;
-    const { running } = await this.#insist((caller) => caller.ask(order, "started"));
-    const { stoppedMs } = times;
-    return { running, stoodStillMs: stoppedMs === undefined ? undefined : env.clock.nowMs() - stoppedMs };
+    try {
+      const { running } = await this.#far.insist((caller) => caller.ask(order, "started"));
+      const { stoppedMs } = times;
+      return { running, stoodStillMs: stoppedMs === undefined ? undefined : env.clock.nowMs() - stoppedMs };
+    } catch (error) {
+      if (isGiven(migration)) throw error;
+      // Somebody has asked for the disks, and has got them. Whether the guest runs there, only that QEMU can say.
+      const why = `the disks have come back before the guest was known to run over there: ${messageOf(error)}`;
+      if (!(await this.#far.abandon(why))) throw new QmpError("state", why, { cause: error, hint: LEFT_STANDING });
+      return await this.#stay(client, guestWasRunning, why);
+    }
   }
 
   /** The guest runs here, and its disks are over there: back with them, however long the link takes. */
   async #return(reason: Error, guest: string): Promise<never> {
     this.#note({ phase: "returning", lastError: messageOf(reason) });
-    await this.#abandon(messageOf(reason));
+    await this.#far.abandon(messageOf(reason));
     for (;;) {
       try {
         await this.#options.migration.cancel(clip(`QEMU's migration failed: ${messageOf(reason)}`).slice(0, 200));
         break;
       } catch (error) {
         if (!(error instanceof MigrationError && error.code === "not-connected")) throw error;
-        await this.#connected();
+        await this.#far.connected();
       }
     }
     const why = `QEMU's migration failed after the disks were given away: ${messageOf(reason)}`;
@@ -217,32 +247,54 @@ export class GuestMove {
 
   /** QEMU has completed, and has let go of its images: now they can be opened, and given away. */
   async #giveLate(client: QmpClient, guestWasRunning: boolean): Promise<void> {
-    const { late = [], migration } = this.#options;
+    const { late, migration } = this.#options;
+    const { signal } = this.#callingOff;
+    this.#note({ phase: "starting" });
     try {
-      for (const device of late) await device.open();
-      const result = await this.#handOver(new AbortController().signal);
+      signal.throwIfAborted();
+      await late?.open();
+      const result = await this.#handOver(signal);
       if (result.kind === "kept") throw result.reason;
     } catch (error) {
       if (isGiven(migration)) throw error;
-      await this.#abandon(messageOf(error));
-      await this.#shutLate();
-      if (guestWasRunning) await client.execute("cont", undefined, { timeoutMs: null });
-      await this.#choreography?.restoreSettings();
-      const why = `the disks could not be given away: ${messageOf(error)}`;
-      throw new MigrationError("cancelled", why, `the guest goes on here, with its disks; ${AGAIN}`);
+      // Whoever did not get the disks does not start the guest.
+      await this.#far.abandon(messageOf(error));
+      await this.#stay(client, guestWasRunning, `the disks could not be given away: ${messageOf(error)}`);
     }
   }
 
-  async #shutLate(): Promise<void> {
-    for (const device of this.#options.late ?? []) await device.shut().catch(() => undefined);
+  /** The guest stands still in this QEMU, which has completed, and nobody else has its disks: it goes on here. */
+  async #stay(client: QmpClient, guestWasRunning: boolean, why: string): Promise<never> {
+    await this.#options.late?.shut();
+    try {
+      if (guestWasRunning) await client.execute("cont", undefined, { timeoutMs: null });
+    } catch (cause) {
+      const message = `${why}; and the guest does not go on here: ${messageOf(cause)}`;
+      throw new QmpError("state", message, { cause, hint: LEFT_STANDING });
+    }
+    await this.#choreography?.restoreSettings();
+    throw new MigrationError("cancelled", why, `the guest goes on here, with its disks; ${AGAIN}`);
   }
 
   /** QEMU waits. Images that are opened late are not given away before it has completed: it is only seen whether they could be. */
-  async #atPause(signal: AbortSignal): Promise<HandOverResult> {
+  async #atPause(client: QmpClient, signal: AbortSignal): Promise<HandOverResult> {
     const { late, migration } = this.#options;
     if (late === undefined) return await this.#handOver(signal);
+    // Somebody may have put another image under the guest meanwhile.
+    const problems = await late.problems(client).catch((error: unknown) => [messageOf(error)]);
+    if (problems.length > 0) return { kind: "kept", reason: new Error(problems.join("; ")) };
     if (migration.phase === "ready" && migration.link.connected) return { kind: "given" };
     return { kind: "kept", reason: new Error("the destination is not ready") };
+  }
+
+  async #ownProblems(client: QmpClient, choreography: SourceChoreography): Promise<string[]> {
+    const { late } = this.#options;
+    return [...(await choreography.problems()), ...((await late?.problems(client)) ?? [])];
+  }
+
+  #callOff(reason: QmpError): void {
+    this.#callingOff.abort(reason);
+    this.#choreography?.cancel(reason);
   }
 
   async #handOver(signal: AbortSignal): Promise<HandOverResult> {
@@ -253,6 +305,8 @@ export class GuestMove {
     late.promise.catch(() => undefined);
     try {
       await Promise.race([migration.whenPhase("ready"), late.promise]);
+      signal.throwIfAborted();
+      if (migration.status().destinationId !== this.#receiver) throw new Error("the destination is another one now");
       await migration.switchover();
       return { kind: "given" };
     } catch (error) {
@@ -273,72 +327,15 @@ export class GuestMove {
     }
   }
 
-  /** A copy of the guest that must not run. Where nobody can be asked, nobody will start it either. */
-  async #abandon(reason: string): Promise<void> {
-    try {
-      await this.#withCaller((caller) => caller.ask({ type: "abandon", reason: clip(reason) }, "abandoned"));
-    } catch (error) {
-      this.#options.log.warn("the destination's QEMU could not be told to go", { why: messageOf(error) });
-    }
-  }
-
-  async #withCaller<T>(work: (caller: GuestCaller) => Promise<T>): Promise<T> {
-    const { migration } = this.#options;
-    if (!migration.link.connected) throw new MigrationError("not-connected", "the link is down", "wait for it");
-    const caller = new GuestCaller(migration.openTunnel(GUEST_TUNNEL));
-    try {
-      return await work(caller);
-    } finally {
-      caller.end();
-    }
-  }
-
-  /** As `#withCaller`, again when the destination was lost, or is another process now: what is asked for may come twice. */
-  async #insist<T>(work: (caller: GuestCaller) => Promise<T>): Promise<T> {
-    for (;;) {
-      const { connections } = this.#options.migration.status().link;
-      try {
-        return await this.#withCaller(work);
-      } catch (error) {
-        const { link } = this.#options.migration.status();
-        // Refused, and by the process that was asked.
-        if (link.state === "connected" && link.connections === connections) throw error;
-        this.#options.log.warn("the destination is to be asked again", { why: messageOf(error) });
-        await this.#connected();
-      }
-    }
-  }
-
-  /** Resolves when the link is up. */
-  async #connected(): Promise<void> {
-    const { migration } = this.#options;
-    const { promise, resolve, reject } = Promise.withResolvers<void>();
-    const look = (): void => {
-      if (migration.link.connected) resolve();
-    };
-    const onAbort = (): void => reject(this.#closing.signal.reason as Error);
-    const unsubscribe = migration.onEvent(look);
-    this.#closing.signal.addEventListener("abort", onAbort, { once: true });
-    try {
-      if (this.#closing.signal.aborted) onAbort();
-      look();
-      await promise;
-    } finally {
-      unsubscribe();
-    }
-  }
-
   #note(change: Partial<GuestMoveStatus>): void {
     this.#status = { ...this.#status, ...change };
   }
 }
 
+const LEFT_STANDING =
+  "end the QEMU over there; then `cont` in the monitor of this one, while `blockferry status` says that the disks are here";
 const AGAIN = "start the QEMU over there again, then `blockferry switchover`";
 const NEVER = { handOver: () => Promise.reject(new Error("only asked for its problems")) };
-
-function isGiven(migration: SourceMigration): boolean {
-  return migration.phase === "granted" || migration.phase === "serving" || migration.phase === "released";
-}
 
 function bytesOf(info: MigrationInfo | undefined): Partial<GuestMoveStatus> {
   if (info?.ram === undefined) return {};

@@ -12,6 +12,7 @@ import { refuseIncomplete, refuseMissingBlocks } from "../image/overlay-guard.ts
 import type { Log } from "../log.ts";
 import type { DiskPlan } from "../migration/disk-spec.ts";
 import { LateDevice } from "./late-device.ts";
+import type { LateImage } from "./late-images.ts";
 
 export interface OpenedDisk {
   readonly name: string;
@@ -43,9 +44,7 @@ export async function openDisks(
   return opened;
 }
 
-export interface LateDisk extends OpenedDisk {
-  readonly device: LateDevice;
-}
+export type LateDisk = OpenedDisk & LateImage;
 
 /**
  * For `--late-open`: looks at images that their guest's own QEMU has open. What could hinder us from opening them when it
@@ -58,7 +57,7 @@ export async function peekDisks(
 ): Promise<LateDisk[]> {
   const known: LateDisk[] = [];
   for (const { name, chain } of disks) {
-    const [{ path }] = chain;
+    const [{ path }, ...below] = chain;
     await refuseUnfit(env, chain);
     refuseWithoutAccess(chain);
     const looked = await openChain(env, { chain, readOnly: true, lock: false });
@@ -72,7 +71,8 @@ export async function peekDisks(
       return { device: top.image, close };
     });
     cleanup.defer(() => device.close());
-    known.push({ name, image: path, format: format.name, device });
+    const paths = [path, ...below.map((link) => link.path)] as const;
+    known.push({ name, image: path, paths, format: format.name, device });
   }
   return known;
 }

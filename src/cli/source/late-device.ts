@@ -5,6 +5,7 @@
 import type { BlockCapabilities, BlockDevice } from "../../block/device.ts";
 import { BlockError, checkRange } from "../../block/error.ts";
 import type { Extent } from "../../block/extents.ts";
+import { Serial } from "../../migrate/serial.ts";
 
 const CAPABILITIES: BlockCapabilities = {
   ...{ readOnly: true, discard: false, fastZero: false, extents: true, rotational: false },
@@ -21,7 +22,10 @@ export class LateDevice implements BlockDevice {
   readonly sizeBytes: number;
   readonly capabilities = CAPABILITIES;
   readonly #openImage: () => Promise<Opened>;
+  /** Opening and shutting: when either has ended, it is as was asked for last. */
+  readonly #serial = new Serial();
   #opened: Opened | undefined;
+  #closed = false;
   #underWay = 0;
   #idle: PromiseWithResolvers<void> | undefined;
 
@@ -32,27 +36,13 @@ export class LateDevice implements BlockDevice {
   }
 
   /** From now on it can be read. Rejects with what `openImage` does, and when the size is another one. Idempotent. */
-  async open(): Promise<void> {
-    if (this.#opened !== undefined) return;
-    const opened = await this.#openImage();
-    if (opened.device.sizeBytes === this.sizeBytes) {
-      this.#opened = opened;
-      return;
-    }
-    await opened.close();
-    const sizes = `from ${this.sizeBytes} to ${opened.device.sizeBytes} bytes`;
-    throw new BlockError("io", `the image has changed its size since it was looked at, ${sizes}`);
+  open(): Promise<void> {
+    return this.#serial.run(() => this.#open());
   }
 
   /** Lets go of the image, once nobody reads it any more; it can be opened again. Idempotent. */
-  async shut(): Promise<void> {
-    const opened = this.#opened;
-    this.#opened = undefined;
-    if (this.#underWay > 0) {
-      this.#idle ??= Promise.withResolvers<void>();
-      await this.#idle.promise;
-    }
-    await opened?.close();
+  shut(): Promise<void> {
+    return this.#serial.run(() => this.#shut());
   }
 
   readNow(offset: number, into: Uint8Array): number {
@@ -91,11 +81,35 @@ export class LateDevice implements BlockDevice {
   }
 
   close(): Promise<void> {
+    this.#closed = true;
     return this.shut();
   }
 
   [Symbol.asyncDispose](): Promise<void> {
     return this.close();
+  }
+
+  async #open(): Promise<void> {
+    if (this.#closed) throw new BlockError("shutting-down", "the disk is closed");
+    if (this.#opened !== undefined) return;
+    const opened = await this.#openImage();
+    if (opened.device.sizeBytes === this.sizeBytes) {
+      this.#opened = opened;
+      return;
+    }
+    await opened.close();
+    const sizes = `from ${this.sizeBytes} to ${opened.device.sizeBytes} bytes`;
+    throw new BlockError("io", `the image has changed its size since it was looked at, ${sizes}`);
+  }
+
+  async #shut(): Promise<void> {
+    const opened = this.#opened;
+    this.#opened = undefined;
+    if (this.#underWay > 0) {
+      this.#idle ??= Promise.withResolvers<void>();
+      await this.#idle.promise;
+    }
+    await opened?.close();
   }
 
   async #use<T>(offset: number, length: number, act: (device: BlockDevice) => Promise<T>): Promise<T> {

@@ -10,6 +10,8 @@ import { shellQuote } from "../serving/uri.ts";
 export interface SourceFlags extends MigrationFlags {
   readonly link?: string;
   readonly lateOpen?: true | boolean;
+  /** Null: unlimited. */
+  readonly rate?: number | null;
 }
 
 export interface SourcePlan extends MigrationPlan {
@@ -19,6 +21,7 @@ export interface SourcePlan extends MigrationPlan {
   readonly shared: readonly string[];
   /** The images are open in the guest's own QEMU until it has moved: nothing is served to it. */
   readonly lateOpen: boolean;
+  readonly rateBytesPerSecond: number | undefined;
 }
 
 export function planSource(words: readonly string[], flags: SourceFlags, around: MigrationAround): SourcePlan {
@@ -28,9 +31,9 @@ export function planSource(words: readonly string[], flags: SourceFlags, around:
   }
   const link = parseLinkAddress(flags.link, "--link", around.directory);
   checkLinkExposure(link, plan.tls);
-  const { lateOpen = false } = flags;
+  const { lateOpen = false, rate } = flags;
   if (lateOpen) checkLateOpen(flags, around);
-  return { ...plan, link, shared: sharedWords(flags), lateOpen };
+  return { ...plan, link, shared: sharedWords(flags), lateOpen, rateBytesPerSecond: rate ?? undefined };
 }
 
 function checkLateOpen({ qmp, unix, socket, port, bind }: SourceFlags, { inherited }: MigrationAround): void {

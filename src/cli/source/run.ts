@@ -28,6 +28,7 @@ import { VERSION } from "../version.ts";
 import { publishEvents, registerSourceVerbs, type SourceControl } from "./control.ts";
 import { GuestMove } from "./guest-move.ts";
 import { openDisks, peekDisks } from "./images.ts";
+import { LateImages } from "./late-images.ts";
 import { destLine, type SourcePlan } from "./plan.ts";
 import { serveGuest } from "./serve-guest.ts";
 import { statusLine } from "./status.ts";
@@ -58,15 +59,15 @@ export async function runSourceMigration(
   const disks = late ?? (await openDisks(env, plan.disks, { log, cleanup }));
   const meter = new WriteMeter();
   const migration: SourceMigration = await SourceMigration.open({
-    ...{ env, disks, stateDirectory: plan.stateDirectory, log, late: plan.lateOpen },
+    ...{ env, disks, stateDirectory: plan.stateDirectory, log, late: plan.lateOpen, rate: plan.rateBytesPerSecond },
     onSwitchRequest: (force) => switchOnRequest({ clock: env.clock, migration, disks, meter, guest }, force),
   });
   cleanup.defer(() => migration.close());
-  const lateDevices = late?.map(({ device }) => device);
-  const guest = plan.qmp && new GuestMove({ env, log, migration, qmp: plan.qmp, late: lateDevices });
+  const lateImages = late && new LateImages(late, log);
+  const guest = plan.qmp && new GuestMove({ env, log, migration, qmp: plan.qmp, late: lateImages });
   cleanup.defer(() => guest?.close());
   // An earlier life of ours has given them away: QEMU is done with them.
-  if (migration.phase !== "setup") for (const device of lateDevices ?? []) await device.open();
+  if (migration.phase !== "setup") await lateImages?.open();
 
   const registry = new VerbRegistry();
   const events = new EventHub(env.clock);

@@ -20,6 +20,7 @@ import {
   type Qcow2Geometry,
   type Qcow2Header,
 } from "./header.ts";
+import { readTable } from "./read-table.ts";
 import { type CountCodec, countCodec } from "./refcount-codec.ts";
 
 const ENTRY_BYTES = 8;
@@ -60,21 +61,20 @@ export class Refcounts implements SpaceSource {
 
   /** Reads the table. Wrong entries are left for when they are needed. */
   static async load(parts: RefcountsParts, header: Qcow2Header): Promise<Refcounts> {
+    const { file, geometry, rules } = parts;
     const { refcountTableClusters, refcountTableOffset: offset } = header;
-    const bytes = Buffer.allocUnsafeSlow(refcountTableClusters * parts.geometry.clusterBytes);
-    await parts.file.read(offset, bytes);
-    const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
-    const table = new Float64Array(bytes.length / ENTRY_BYTES);
-    for (let index = 0; index < table.length; index++) {
-      const value = readU64BE(view, index * ENTRY_BYTES);
-      if (value !== 0) table[index] = parts.rules.isTable(value) ? value : Number.NaN;
-    }
+    const count = (refcountTableClusters * geometry.clusterBytes) / ENTRY_BYTES;
+    const table = new Float64Array(count);
+    await readTable(file, { offset, count }, (view, at, index) => {
+      const value = readU64BE(view, at);
+      table[index] = value === 0 || rules.isTable(value) ? value : Number.NaN;
+    });
     return new Refcounts(parts, table, offset);
   }
 
-  /** Offsets of the blocks. */
+  /** Offsets of the blocks; 0: no block; NaN: wrong. Not to be changed. */
   get blocks(): Float64Array {
-    return this.#table.filter((offset) => offset > 0);
+    return this.#table;
   }
 
   get tableEntries(): number {

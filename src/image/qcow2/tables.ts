@@ -1,6 +1,6 @@
 /**
  * The two levels of tables of an open qcow2 image: which cluster is where. The L1 table is held as far as the disk's size
- * needs it (32 MiB at most); L2 tables are cached in slices.
+ * needs it (16 MiB at most, unless the file is huge); L2 tables are cached in slices.
  *
  * An entry is checked once, when it is loaded. In an image that was not closed cleanly a wrong one is what a crash left:
  * it reads as unallocated. In one that was closed cleanly it is corruption: whoever needs it gets `ImageCorruptError`.
@@ -14,13 +14,17 @@ import { readU64BE } from "../tables/u64-big.ts";
 import { CORRUPT_HIGH, decodeEntry, type Entry, QCOW2_ENTRY_BYTES, standardEntry } from "./entries.ts";
 import type { EntryRules } from "./entry-rules.ts";
 import type { Qcow2Geometry } from "./header.ts";
+import { L1Table } from "./l1-table.ts";
+import { readTable } from "./read-table.ts";
 
 const SLICE_BYTES_MAX = 16 * 1024;
 /** What a slice takes besides its entries. */
 const SLICE_OVERHEAD_BYTES = 512;
-const L1_READ_BYTES = 256 * 1024;
 /** What cached slices may take. */
 export const QCOW2_CACHE_BYTES = 32 * 1024 * 1024;
+/** What they may take together with the L1 table; but they have a part of theirs in any case. */
+const HELD_BYTES_MAX = 36 * 1024 * 1024;
+const CACHE_SHARE_MIN = 8;
 /** In `#l1`: something else may refer to the table as well. Its offset is a multiple of 512. */
 const SHARED = 1;
 const HALF_FLAGS = 0xff00_0000;
@@ -55,43 +59,41 @@ export class Qcow2Tables {
   readonly #parts: Qcow2TablesParts;
   readonly #geometry: Qcow2Geometry;
   /** 0: none; NaN: wrong; otherwise the table's offset, plus `SHARED`. */
-  readonly #l1: Float64Array;
+  readonly #l1: L1Table;
   readonly #sliceBytes: number;
   readonly #sliceEntries: number;
   /** Two words for each entry, the upper one first. */
-  readonly #slices: SliceCache<Uint32Array>;
+  readonly #slices: SliceCache<Uint32Array<ArrayBuffer>>;
 
-  private constructor(parts: Qcow2TablesParts, l1: Float64Array) {
+  private constructor(parts: Qcow2TablesParts, l1: L1Table) {
     const { geometry, cacheBytes = QCOW2_CACHE_BYTES } = parts;
     this.#parts = parts;
     this.#geometry = geometry;
     this.#l1 = l1;
     this.#sliceBytes = Math.min(geometry.clusterBytes, SLICE_BYTES_MAX);
     this.#sliceEntries = this.#sliceBytes / QCOW2_ENTRY_BYTES;
+    // What is held of the L1 table is there about twice: `EntryRules` has it as well.
+    const left = Math.min(cacheBytes, HELD_BYTES_MAX - 2 * l1.heldBytes);
+    const slicesBytes = Math.max(cacheBytes / CACHE_SHARE_MIN, left);
     this.#slices = new SliceCache({
-      slicesMax: Math.max(1, Math.floor(cacheBytes / (this.#sliceBytes + SLICE_OVERHEAD_BYTES))),
-      load: (key) => this.#loadSlice(key),
+      slicesMax: Math.max(1, Math.floor(slicesBytes / (this.#sliceBytes + SLICE_OVERHEAD_BYTES))),
+      load: (key, old) => this.#loadSlice(key, old ?? new Uint32Array(2 * this.#sliceEntries)),
+      reuse: true,
     });
   }
 
-  /** Reads the L1 table; with `blocks`, the refcount blocks, tells `rules` where tables are. */
+  /** Reads the L1 table; with `blocks`, those of the reference counts, tells `rules` where tables are. */
   static async load(parts: Qcow2TablesParts, blocks: Float64Array = new Float64Array(0)): Promise<Qcow2Tables> {
-    const { rules, dirty } = parts;
-    const l1 = await readL1(parts.file, parts.geometry);
-    let inUse = 0;
-    // Indexed: it may have millions of entries.
-    for (let index = 0; index < l1.length; index++) if (l1[index] !== 0) inUse += 1;
-    const offsets = new Float64Array(blocks.length + inUse);
-    offsets.set(blocks);
-    let next = blocks.length;
-    for (let index = 0; index < l1.length && inUse > 0; index++) {
-      const entry = l1[index] ?? 0;
-      if (entry === 0) continue;
-      const offset = entry - (entry % 2);
-      if (rules.isTable(offset)) offsets[next++] = offset;
-      else l1[index] = dirty ? 0 : Number.NaN;
-    }
-    rules.setTables(offsets.subarray(0, next));
+    const { file, geometry, rules, dirty } = parts;
+    const { l1Offset: offset, l1Entries: count, clusterBytes } = geometry;
+    const l1 = new L1Table(count, clusterBytes);
+    await readTable(file, { offset, count }, (view, at, index) => {
+      const value = decodeL1Entry(view, at);
+      if (value === 0) return;
+      if (rules.isTable(value - (value % 2))) l1.set(index, value);
+      else if (!dirty) l1.set(index, Number.NaN);
+    });
+    rules.setTables(blocks, l1);
     return new Qcow2Tables(parts, l1);
   }
 
@@ -134,7 +136,7 @@ export class Qcow2Tables {
   hasL2(cluster: number): boolean {
     const index = this.l1IndexOf(cluster);
     const offset = this.#l2Offset(index);
-    if (offset === 0 || this.#l1[index] === offset) return offset !== 0;
+    if (offset === 0 || this.#l1.get(index) === offset) return offset !== 0;
     const why = "is not marked as the only one of its table, and there are no snapshots";
     throw new ImageCorruptError(this.#parts.file.path, { field: "L1 table entry", at: this.#l1At(index), why });
   }
@@ -147,7 +149,7 @@ export class Qcow2Tables {
   async addL2(l1Index: number, l2Offset: number): Promise<void> {
     const { file, rules } = this.#parts;
     await file.write(this.#l1At(l1Index), encode([standardEntry(l2Offset, false)]));
-    this.#l1[l1Index] = l2Offset;
+    this.#l1.set(l1Index, l2Offset);
     rules.addTable(l2Offset);
   }
 
@@ -190,7 +192,7 @@ export class Qcow2Tables {
   }
 
   #l2Offset(l1Index: number): number {
-    const value = this.#l1[l1Index] ?? 0;
+    const value = this.#l1.get(l1Index);
     if (Number.isNaN(value)) throw this.#corrupt("L1 table entry", this.#l1At(l1Index));
     return value - (value % 2);
   }
@@ -220,11 +222,10 @@ export class Qcow2Tables {
     if (run.fileOffset !== 0 && entry.kind !== "compressed") run.fileOffset += within;
   }
 
-  async #loadSlice(key: number): Promise<Uint32Array> {
-    const bytes = Buffer.allocUnsafe(this.#sliceBytes);
-    await this.#parts.file.readPadded(key, bytes);
-    const slice = new Uint32Array(2 * this.#sliceEntries);
-    const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
+  /** Into `slice`, whose bytes are first those of the file. */
+  async #loadSlice(key: number, slice: Uint32Array<ArrayBuffer>): Promise<Uint32Array<ArrayBuffer>> {
+    await this.#parts.file.readPadded(key, new Uint8Array(slice.buffer));
+    const view = new DataView(slice.buffer);
     for (let i = 0; i < slice.length; i += 2) {
       const [high, low] = [view.getUint32(4 * i), view.getUint32(4 * i + 4)];
       const isGood = (high === 0 && low === 0) || this.#isGood(decodeEntry(high, low, this.#geometry.clusterBits));
@@ -258,20 +259,6 @@ export function isGoodEntry(entry: Entry, rules: EntryRules, { version }: Qcow2G
     case "data":
       return rules.isData(entry.offset);
   }
-}
-
-async function readL1(file: ImageFile, { l1Entries, l1Offset }: Qcow2Geometry): Promise<Float64Array> {
-  const l1 = new Float64Array(l1Entries);
-  const buffer = Buffer.allocUnsafeSlow(Math.min(L1_READ_BYTES, l1Entries * QCOW2_ENTRY_BYTES));
-  for (let index = 0; index < l1Entries; ) {
-    const count = Math.min(l1Entries - index, buffer.length / QCOW2_ENTRY_BYTES);
-    const bytes = buffer.subarray(0, count * QCOW2_ENTRY_BYTES);
-    await file.read(l1Offset + index * QCOW2_ENTRY_BYTES, bytes);
-    const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
-    for (let i = 0; i < count; i++) l1[index + i] = decodeL1Entry(view, i * QCOW2_ENTRY_BYTES);
-    index += count;
-  }
-  return l1;
 }
 
 /** 0: no table. Otherwise its offset, plus `SHARED` unless the entry is marked as the only one; 2: reserved bits are set. */

@@ -4,8 +4,9 @@ import type { QedGeometry } from "./header.ts";
 export class EntryRules {
   readonly #geometry: QedGeometry;
   readonly #allocatedEnd: () => number;
-  /** Offsets of the L2 tables, ascending. */
-  #l2Tables: number[] = [];
+  /** Offsets of the L2 tables, ascending: those that were there, and those that came later. */
+  #l2Tables: Float64Array = new Float64Array(0);
+  #newL2Tables: number[] = [];
 
   /** `allocatedEnd`: where the file's last whole cluster ends. */
   constructor(geometry: QedGeometry, allocatedEnd: () => number) {
@@ -15,14 +16,19 @@ export class EntryRules {
 
   /** From the entries of the L1 table, those that are wrong left out. */
   setL2Tables(l1: Float64Array): void {
-    this.#l2Tables = [...l1.filter((entry) => entry !== 0 && this.isL2Table(entry))].sort((a, b) => a - b);
+    let count = 0;
+    const tables = new Float64Array(l1.length);
+    for (const entry of l1) if (entry !== 0 && this.isL2Table(entry)) tables[count++] = entry;
+    // By their values, and without taking memory for each comparison: there may be many.
+    this.#l2Tables = tables.slice(0, count).sort();
+    this.#newL2Tables = [];
   }
 
-  /** A new one, behind all others. */
+  /** A new one, as a rule behind all others. */
   addL2Table(offset: number): void {
-    const last = this.#l2Tables.at(-1) ?? 0;
-    this.#l2Tables.push(offset);
-    if (offset < last) this.#l2Tables.sort((a, b) => a - b);
+    const last = this.#newL2Tables.at(-1) ?? 0;
+    this.#newL2Tables.push(offset);
+    if (offset < last) this.#newL2Tables.sort((a, b) => a - b);
   }
 
   isL2Table(offset: number): boolean {
@@ -41,14 +47,22 @@ export class EntryRules {
   }
 
   #isInL2Table(offset: number): boolean {
-    const tables = this.#l2Tables;
-    let low = 0;
-    let high = tables.length;
-    while (low < high) {
-      const middle = (low + high) >>> 1;
-      if ((tables[middle] ?? Infinity) <= offset) low = middle + 1;
-      else high = middle;
-    }
-    return low > 0 && offset < (tables[low - 1] ?? 0) + this.#geometry.tableBytes;
+    const { tableBytes } = this.#geometry;
+    return (
+      offset < lastUpTo(this.#l2Tables, offset) + tableBytes ||
+      offset < lastUpTo(this.#newL2Tables, offset) + tableBytes
+    );
   }
+}
+
+/** The last that is not behind `offset`; if there is none, none that matters. */
+function lastUpTo(ascending: ArrayLike<number>, offset: number): number {
+  let low = 0;
+  let high = ascending.length;
+  while (low < high) {
+    const middle = (low + high) >>> 1;
+    if ((ascending[middle] ?? Infinity) <= offset) low = middle + 1;
+    else high = middle;
+  }
+  return ascending[low - 1] ?? -Infinity;
 }

@@ -49,7 +49,7 @@ export class QedTables {
   readonly #l1: Float64Array;
   readonly #sliceBytes: number;
   readonly #sliceEntries: number;
-  readonly #slices: SliceCache<Float64Array>;
+  readonly #slices: SliceCache<Float64Array<ArrayBuffer>>;
 
   private constructor(parts: QedTablesParts) {
     const { geometry, cacheBytes = QED_CACHE_BYTES } = parts;
@@ -61,7 +61,8 @@ export class QedTables {
     this.rules = new EntryRules(geometry, parts.allocatedEnd);
     this.#slices = new SliceCache({
       slicesMax: Math.max(1, Math.floor(cacheBytes / this.#sliceBytes)),
-      load: (key) => this.#loadSlice(key),
+      load: (key, old) => this.#loadSlice(key, old ?? new Float64Array(this.#sliceEntries)),
+      reuse: true,
     });
   }
 
@@ -196,14 +197,14 @@ export class QedTables {
     at.run.fileOffset = step === 0 ? 0 : value + at.within;
   }
 
-  async #loadSlice(key: number): Promise<Float64Array> {
-    const bytes = Buffer.allocUnsafe(this.#sliceBytes);
+  /** Into `slice`, whose bytes are first those of the file. */
+  async #loadSlice(key: number, slice: Float64Array<ArrayBuffer>): Promise<Float64Array<ArrayBuffer>> {
+    const bytes = Buffer.from(slice.buffer);
     await this.#parts.file.read(key, bytes);
-    const raw = new Float64Array(this.#sliceEntries);
-    decode(bytes, raw);
+    decode(bytes, slice);
     const isGood = (value: number): boolean => value === QED_ZERO_CLUSTER || this.rules.isData(value);
-    this.#check(raw, raw, { field: "L2 table entry", at: key, isGood });
-    return raw;
+    this.#check(slice, slice, { field: "L2 table entry", at: key, isGood });
+    return slice;
   }
 
   #check(
@@ -228,6 +229,7 @@ export class QedTables {
   }
 }
 
+/** Both may be the same memory. */
 function decode(bytes: Buffer, into: Float64Array): void {
   const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
   for (let i = 0; i < into.length; i++) into[i] = readU64LE(view, i * ENTRY_BYTES);

@@ -6,6 +6,8 @@
  * - For each key there is at most one slice at a time, loaded once however many ask for it.
  * - Slices are never written back: whoever changes a table writes the file, then the slice, while it has it *pinned*; a
  *   pinned slice is not forgotten, so that nobody can load the table as it was before.
+ * - The memory of a slice that was forgotten may be used for another one: `peek` gives it until the caller awaits something,
+ *   `pin` until `unpin`.
  * - Pinned slices may exceed the limit, by what is in use at the same time.
  */
 
@@ -18,22 +20,30 @@ interface Entry<T> {
 
 export interface SliceCacheOptions<T> {
   readonly slicesMax: number;
-  /** Reads and decodes the slice at `key`. */
-  readonly load: (key: number) => Promise<T>;
+  /** Reads and decodes the slice at `key`. `old` is one that was forgotten, and that nobody uses: its memory may be. */
+  readonly load: (key: number, old: T | undefined) => Promise<T>;
+  /** Keep what is forgotten for `load`: memory that comes and goes with every slice is given back late. Default: no. */
+  readonly reuse?: boolean;
 }
+
+/** Forgotten slices that are kept for use: as many as are loaded at the same time, as a rule. */
+const OLD_MAX = 64;
 
 export class SliceCache<T> {
   readonly #slicesMax: number;
-  readonly #load: (key: number) => Promise<T>;
+  readonly #load: SliceCacheOptions<T>["load"];
+  readonly #reuse: boolean;
+  readonly #old: T[] = [];
   /** By when they were last used, the longest ago first. */
   readonly #entries = new Map<number, Entry<T>>();
   /** The last one that `peek` found: requests mostly stay in one slice. */
   #lastKey = -1;
   #last: T | undefined;
 
-  constructor({ slicesMax, load }: SliceCacheOptions<T>) {
+  constructor({ slicesMax, load, reuse = false }: SliceCacheOptions<T>) {
     this.#slicesMax = slicesMax;
     this.#load = load;
+    this.#reuse = reuse;
   }
 
   get size(): number {
@@ -57,7 +67,7 @@ export class SliceCache<T> {
     entry.pins += 1;
     this.#touch(key, entry);
     if (entry.slice !== undefined) return entry.slice;
-    entry.loading ??= this.#load(key);
+    entry.loading ??= this.#load(key, this.#old.pop());
     const { loading } = entry;
     try {
       entry.slice = await loading;
@@ -91,6 +101,7 @@ export class SliceCache<T> {
       if (entry.pins > 0) continue;
       this.#entries.delete(key);
       if (key === this.#lastKey) this.#lastKey = -1;
+      if (this.#reuse && entry.slice !== undefined && this.#old.length < OLD_MAX) this.#old.push(entry.slice);
     }
   }
 }

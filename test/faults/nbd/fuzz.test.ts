@@ -15,7 +15,7 @@ import { type PairedStream, seeded, streamPair, whole } from "../../support/stre
 const SIZE_BYTES = 1024 * 1024;
 /** Small, so that a single lost grant is noticed: a READ of the whole device is only granted when nothing is held. */
 const PAYLOAD_BYTES_MAX = SIZE_BYTES;
-const FRAMES = counts({ local: 20_000, ci: 500_000 });
+const FRAMES = counts({ local: 10_000, ci: 500_000 });
 const SESSIONS_A_RIG = 20;
 /** A session's end must be reached within so many turns of the event loop. */
 const TURNS_MAX = 2000;

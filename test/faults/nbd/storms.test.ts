@@ -17,7 +17,7 @@ import { startServe } from "../../support/serve-process.ts";
 import { tempDir } from "../../support/temp-dir.ts";
 import { beGoodClient, DISK_BYTES, SocketServer } from "./served-sockets.ts";
 
-const CLIENTS = counts({ local: 500, ci: 5000 });
+const CLIENTS = counts({ local: 250, ci: 5000 });
 const AT_A_TIME = 12;
 
 /** A session with long replies and long payloads, so that a break finds bytes on their way in both directions. */

@@ -1,7 +1,6 @@
 /** Two hosts on this machine: `blockferry source` and `blockferry dest` as processes, with what belongs to each. */
 import { spawn } from "node:child_process";
 import { mkdirSync } from "node:fs";
-import { join } from "node:path";
 import { expect } from "vitest";
 import { CloneProcess } from "../../support/clone-process.ts";
 import { makeImage, type Region } from "../../support/patterns.ts";
@@ -9,8 +8,6 @@ import { type RunResult, run } from "../../support/run.ts";
 import { BLOCKFERRY } from "../../support/serve-process.ts";
 import type { TempDir } from "../../support/temp-dir.ts";
 
-/** Starting takes half the time with it. */
-const QUICK_START = { NODE_COMPILE_CACHE: join(import.meta.dirname, "../../../node_modules/.cache/compile") };
 const DEADLINE_MS = 110_000;
 
 export type Side = "a" | "b" | "c";
@@ -84,7 +81,7 @@ export class Rig {
   /** One that is expected to end by itself. */
   runDest(address: string, options: SideOptions = {}, side: Side = "b"): Promise<RunResult> {
     const args = this.destArguments(address, options, side);
-    return run([BLOCKFERRY, ...args], { env: QUICK_START, timeoutMs: DEADLINE_MS });
+    return run([BLOCKFERRY, ...args], { timeoutMs: DEADLINE_MS });
   }
 
   #own(side: Side, ownSocket = true): string[] {
@@ -94,8 +91,7 @@ export class Rig {
   }
 
   async #spawn(side: Side, args: readonly string[]): Promise<MigrationProcess> {
-    const env = { ...process.env, ...QUICK_START };
-    const child = spawn(BLOCKFERRY, args, { env, stdio: ["ignore", "pipe", "pipe"] });
+    const child = spawn(BLOCKFERRY, args, { stdio: ["ignore", "pipe", "pipe"] });
     const started = new MigrationProcess(child, this.socket(side));
     try {
       await started.ready();

@@ -1,6 +1,6 @@
 /** TLS between our server and the clients of libnbd and QEMU (both GnuTLS), and between both ends of our own. */
 import { createHash } from "node:crypto";
-import { existsSync, mkdirSync, readFileSync, writeFileSync } from "node:fs";
+import { mkdirSync, readFileSync, writeFileSync } from "node:fs";
 import { connect, type Socket } from "node:net";
 import { afterAll, describe, expect, test } from "vitest";
 import type { Address } from "../../../src/env/links.ts";
@@ -10,8 +10,9 @@ import { createRealEnv } from "../../../src/os/real-env.ts";
 import { NodeTlsClient } from "../../../src/os/tls.ts";
 import { loadClientCertificates, loadPskFile } from "../../../src/os/tls-credentials.ts";
 import { makeAuthority, makeLeaf, writeCertificates } from "../../support/certificates.ts";
+import { nbdkit } from "../../support/peers.ts";
 import { itWith } from "../../support/tools.ts";
-import { makeFolder, makeImage, type Outcome, Running, run, start, waitFor } from "../cli/harness.ts";
+import { makeFolder, makeImage, type Outcome, type Running, run, start, waitFor } from "../cli/harness.ts";
 
 const folder = makeFolder();
 afterAll(() => folder[Symbol.dispose]());
@@ -225,13 +226,10 @@ describe("our own client", () => {
       { flag: `--tls-psk=${keys}`, credentials: await loadPskFile(keys) },
       { flag: `--tls-certificates=${good}`, credentials: await loadClientCertificates(good, Date.now()) },
     ];
-    for (const [index, { flag, credentials }] of ways.entries()) {
-      const path = folder.at(`nbdkit${index}`);
-      const flags = ["-f", "-r", "--tls=require", flag, "-U", path, "file", image];
-      await using nbdkit = new Running("nbdkit", flags);
-      await waitFor(() => (existsSync(path) ? true : undefined));
+    for (const { flag, credentials } of ways) {
+      await using server = await nbdkit("-r", "--tls=require", flag, "file", image);
       const tls = new NodeTlsClient({ credentials, serverName: "localhost" });
-      expect(await readAll({ kind: "unix", path }, tls), nbdkit.stderr).toBe(imageHash);
+      expect(await readAll(server.address, tls)).toBe(imageHash);
     }
   });
 });

@@ -74,3 +74,28 @@ test("the image is closed when the last read is done, and not before", async () 
   await Promise.all([reading, shutting]);
   expect(image.closes).toBe(1);
 });
+
+test("what is asked for while it is being opened comes afterwards: nothing stays open that was to be let go of", async () => {
+  const image = new Image();
+  image.isLocked = false;
+  const gate = Promise.withResolvers<void>();
+  await using late = new LateDevice(SIZE, async () => {
+    await gate.promise;
+    return await image.open();
+  });
+  const opening = late.open();
+  const again = late.open();
+  let isShut = false;
+  const shutting = Promise.all([late.shut(), late.shut()]).then(() => {
+    isShut = true;
+    expect([image.opens, image.closes]).toEqual([1, 1]);
+  });
+  await new Promise((resolve) => setImmediate(resolve));
+  expect(isShut).toBe(false);
+  gate.resolve();
+  await Promise.all([opening, again, shutting]);
+  await expect(late.read(0, Buffer.alloc(1))).rejects.toMatchObject({ code: "io" });
+  await late.close();
+  await expect(late.open()).rejects.toMatchObject({ code: "shutting-down" });
+  expect(image.opens).toBe(1);
+});

@@ -50,6 +50,37 @@ test("a slice is loaded once however many ask, the one unused for longest goes, 
   expect(loads).toEqual([1, 2, 3, 4, 5, 6, 7, 8]);
 });
 
+test("the memory of a slice that was forgotten is used again, and never that of one that is held", async () => {
+  interface Slice {
+    key: number;
+  }
+  let made = 0;
+  const cache = new SliceCache<Slice>({
+    slicesMax: 2,
+    reuse: true,
+    load: async (key, old) => {
+      if (old === undefined) made += 1;
+      const slice = old ?? { key };
+      await Promise.resolve();
+      slice.key = key;
+      return slice;
+    },
+  });
+  const pinned = await cache.pin(0);
+  for (let key = 1; key < 100; key++) {
+    expect((await get(cache, key)).key).toBe(key);
+    expect([pinned.key, cache.peek(0)?.key, cache.peek(key)?.key]).toEqual([0, 0, key]);
+    expect(cache.peek(key - 1)?.key).toBe(key === 1 ? 0 : undefined);
+  }
+  // The two that are held, and one that is loaded meanwhile.
+  expect(made).toBe(3);
+  cache.unpin(0);
+  await Promise.all(Array.from({ length: 50 }, (_, index) => get(cache, 200 + index)));
+  expect(cache.size).toBe(2);
+  await Promise.all([300, 301].map((key) => get(cache, key)));
+  expect([cache.peek(300)?.key, cache.peek(301)?.key]).toEqual([300, 301]);
+});
+
 test("a slice that could not be loaded is loaded anew", async () => {
   let failures = 2;
   const cache = new SliceCache<string>({

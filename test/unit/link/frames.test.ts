@@ -188,7 +188,7 @@ describe("the reader", () => {
   });
 
   itSeeded("takes any bytes: frames, or a violation, and nothing else", (rng) => {
-    const rounds = counts({ local: 20_000, ci: 500_000 });
+    const rounds = counts({ local: 10_000, ci: 500_000 });
     let violations = 0;
     for (let round = 0; round < rounds; round++) {
       const bytes = Buffer.from(STREAM);

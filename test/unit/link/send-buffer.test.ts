@@ -66,7 +66,7 @@ function giveBack(held: Held[], index: number): void {
 }
 
 itSeeded("what a channel sends, and sends again, is what was written, whatever is acknowledged when", (rng) => {
-  const rounds = counts({ local: 300, ci: 5000 });
+  const rounds = counts({ local: 100, ci: 5000 });
   for (let round = 0; round < rounds; round++) {
     const pool = new BufferPool();
     const capacityBytes = rng.pick([65_536, 200_000]);

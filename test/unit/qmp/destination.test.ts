@@ -49,6 +49,16 @@ test("a guest whose memory has arrived stands still until it may start", async (
   expect(rig.qemu.clock.timers).toBe(0);
 });
 
+test("a guest that comes in does not run by itself, however its QEMU was started", async () => {
+  const rig = new Rig("inmigrate", "unix:/x");
+  await settle();
+  expect(rig.qemu.autostart).toBe(false);
+  expect(rig.qemu.done.indexOf("stop")).toBeLessThan(rig.qemu.done.indexOf("migrate-incoming"));
+  await rig.memoryArrives();
+  rig.gate.resolve(START);
+  expect(await rig.outcome).toMatchObject({ kind: "started", guest: { running: true } });
+});
+
 test("a guest that was paused on the source stays paused", async () => {
   const rig = new Rig("inmigrate");
   await rig.memoryArrives();

@@ -32,6 +32,8 @@ export class FakeQemu {
   readonly #scripts = new Map<string, (command: Command) => Answer>();
   #text = "";
   guest = "running";
+  /** Without -S, a guest that has come in runs at once. */
+  autostart = true;
   migration: Record<string, unknown> = {};
   readonly capabilities = new Map([
     ["events", false],
@@ -140,6 +142,10 @@ export class FakeQemu {
         return OK;
       case "cont":
         this.setGuest("running");
+        return OK;
+      case "stop":
+        if (this.guest === "inmigrate") this.autostart = false;
+        else this.setGuest("paused");
         return OK;
       case "qmp_capabilities":
       case "migrate-continue":

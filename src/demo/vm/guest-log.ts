@@ -33,7 +33,13 @@ export class GuestLog {
   readonly events: GuestEvent[] = [];
   readonly lines: string[] = [];
   readonly #waiters = new Set<Waiter>();
+  readonly #onEvent: ((event: GuestEvent) => void) | undefined;
   #rest = "";
+
+  /** `onEvent` is called at once, and must not throw. */
+  constructor(onEvent?: (event: GuestEvent) => void) {
+    this.#onEvent = onEvent;
+  }
 
   /** `text` is the next piece of what the console printed. */
   push(text: string): void {
@@ -65,12 +71,13 @@ export class GuestLog {
   }
 
   /** Resolves when `count` more events of a kind have come. */
-  async more(kind: GuestEvent["kind"], count: number, disk?: string): Promise<void> {
+  async more(kind: GuestEvent["kind"], count: number, disk?: string, timeoutMs?: number): Promise<void> {
     let left = count;
-    await this.next(`${count} more ${kind}`, (event) => {
+    const wanted = (event: GuestEvent): boolean => {
       if (event.kind === kind && (disk === undefined || ("disk" in event && event.disk === disk))) left -= 1;
       return left <= 0;
-    });
+    };
+    await this.next(`${count} more ${kind}`, wanted, timeoutMs);
   }
 
   of<K extends GuestEvent["kind"]>(kind: K): Extract<GuestEvent, { kind: K }>[] {
@@ -115,6 +122,7 @@ export class GuestLog {
     const event = parseLine(line);
     if (event === undefined) return;
     this.events.push(event);
+    this.#onEvent?.(event);
     for (const waiter of [...this.#waiters]) if (waiter.wanted(event)) waiter.resolve(event);
   }
 }
