@@ -26,10 +26,7 @@ const DIRTY_BYTES_MAX = 256 * MiB;
 const DIRTY_SHARE_OF_FREE_MEMORY = 1 / 32;
 /** No more may be dirty than was seen to be written back in this time: a flush has to wait for it. */
 const DIRTY_TIME_MS = 2_000;
-/**
- * Beside a sync of more than this, no synchronous writes. Bytes are counted as often as they are written: a guest that
- * overwrites the same 16 MiB all the time reaches this within a tenth of a second.
- */
+/** Beside a sync of more than this, no synchronous writes. */
 const SMALL_SYNC_BYTES = 64 * MiB;
 /** A write that takes longer was stopped by the kernel. */
 const SLOW_WRITE_MS = 2;
@@ -68,7 +65,10 @@ export interface WritebackOptions {
   readonly budget: DirtyBudget;
 }
 
-/** One file's part in it. Positions on the way from `#written` to `#clean` count bytes since the file was opened. */
+/**
+ * One file's part in it. Positions on the way from `#written` to `#clean` count bytes since the file was opened, as often as
+ * they were written; where a guest writes to the same few MiB all the time, no more than that can be dirty.
+ */
 export class FileWriteback {
   readonly #fd: number;
   readonly #calls: WritebackCalls | undefined;
@@ -82,6 +82,13 @@ export class FileWriteback {
   /** All that was written up to here is known to have been written back. */
   #clean = 0;
   #started = 0;
+  /** Where it was written since the last sync or write-back began, and where before, as far as it is not known to be clean. */
+  readonly #young = new Span();
+  readonly #old = new Span();
+  /** The position that `#old` goes up to. */
+  #oldEnd = 0;
+  /** What the budget counts of this file. */
+  #dirtyBytes = 0;
   #running: Promise<void> | undefined;
   /** How many operations are under way beside which a write may have to wait. */
   #obstacles = 0;
@@ -132,17 +139,19 @@ export class FileWriteback {
     this.#obstacles -= 1;
   }
 
-  /** `length` bytes were written, on whatever thread. */
-  wrote(length: number): void {
+  /** `length` bytes were written at `offset`, on whatever thread. */
+  wrote(offset: number, length: number): void {
     this.#written += length;
-    this.#budget.dirtyBytes += length;
-    if (this.#written - this.#started >= this.#budget.limitBytes * WRITEBACK_SHARE) this.#start();
+    this.#young.add(offset, offset + length);
+    this.#count();
+    const share = this.#budget.limitBytes * WRITEBACK_SHARE;
+    if (this.#written - this.#started >= share && this.#dirtyBytes >= share) this.#start();
   }
 
   /** Says that a sync begins; to be told how it ended. What was written later may still be dirty then. */
   syncStarts(): (succeeded: boolean) => void {
-    const mark = this.#written;
-    const large = mark - this.#clean > SMALL_SYNC_BYTES ? 1 : 0;
+    const mark = this.#mark();
+    const large = this.#dirtyBytes > SMALL_SYNC_BYTES ? 1 : 0;
     this.#obstacles += large;
     return (succeeded) => {
       this.#obstacles -= large;
@@ -153,7 +162,7 @@ export class FileWriteback {
   /** Waits for the write-back under way and takes this file's bytes out of the common budget. */
   async close(): Promise<void> {
     await this.#running;
-    this.#settle(this.#written);
+    this.#settle(this.#mark());
     const ownFd = await this.#ownFd;
     if (ownFd !== undefined && ownFd >= 0) await promisify(close)(ownFd);
   }
@@ -168,9 +177,9 @@ export class FileWriteback {
   }
 
   async #run(calls: WritebackCalls): Promise<void> {
-    const mark = this.#written;
+    const mark = this.#mark();
     this.#started = mark;
-    const bytes = mark - this.#clean;
+    const bytes = this.#dirtyBytes;
     this.#ownFd ??= reopen(this.#fd);
     const fd = await this.#ownFd;
     const startMs = performance.now();
@@ -179,10 +188,49 @@ export class FileWriteback {
     this.#settle(mark);
   }
 
+  /** What was written up to now is about to be made clean: the position to settle. */
+  #mark(): number {
+    this.#old.include(this.#young);
+    this.#young.clear();
+    this.#oldEnd = this.#written;
+    return this.#written;
+  }
+
   #settle(mark: number): void {
     if (mark <= this.#clean) return;
-    this.#budget.dirtyBytes -= mark - this.#clean;
     this.#clean = mark;
+    if (mark === this.#oldEnd) this.#old.clear();
+    this.#count();
+  }
+
+  #count(): void {
+    const bytes = Math.min(this.#written - this.#clean, this.#young.bytesWith(this.#old));
+    this.#budget.dirtyBytes += bytes - this.#dirtyBytes;
+    this.#dirtyBytes = bytes;
+  }
+}
+
+/** From the first to the last place that was written to. */
+class Span {
+  #start = Number.POSITIVE_INFINITY;
+  #end = 0;
+
+  add(start: number, end: number): void {
+    if (start < this.#start) this.#start = start;
+    if (end > this.#end) this.#end = end;
+  }
+
+  include(other: Span): void {
+    this.add(other.#start, other.#end);
+  }
+
+  clear(): void {
+    this.#start = Number.POSITIVE_INFINITY;
+    this.#end = 0;
+  }
+
+  bytesWith(other: Span): number {
+    return Math.max(0, Math.max(this.#end, other.#end) - Math.min(this.#start, other.#start));
   }
 }
 

@@ -154,7 +154,7 @@ export class RealFile implements File {
       // Nothing else ran since the write began, so that saying it once is enough.
       this.#extents?.invalidate(offset, end);
       this.#writeback.timed(startMs, performance.now());
-      this.#writeback.wrote(length);
+      this.#writeback.wrote(offset, length);
     }
     return length;
   }
@@ -169,7 +169,7 @@ export class RealFile implements File {
       const done = (error: Error | null): void => {
         this.#extents?.invalidate(offset, end);
         this.#writeback.poolWriteEnded(performance.now());
-        this.#writeback.wrote(from.length);
+        this.#writeback.wrote(offset, from.length);
         if (!error && end > this.#sizeBytes) this.#sizeBytes = end;
         this.#inFlight.leave();
         if (error) reject(fileError(`cannot write ${from.length} bytes at ${offset} of ${this.path}`, error));

@@ -45,7 +45,7 @@ test("writes are admitted until too much is dirty, and again when it was written
   const file = opened(disk, budget);
   let writtenMiB = 0;
   while (file.admits(MIB, 0)) {
-    file.wrote(MIB);
+    file.wrote(writtenMiB * MIB, MIB);
     writtenMiB += 1;
   }
   expect(writtenMiB).toBe(budget.limitBytes / MIB);
@@ -64,11 +64,11 @@ test("write-back starts early, one at a time over all files", async () => {
   const budget = new DirtyBudget(PLENTY);
   const files = [opened(disk, budget), opened(disk, budget)] as const;
   const step = budget.limitBytes / 4;
-  files[0].wrote(step - 1);
+  files[0].wrote(0, step - 1);
   expect(disk.started).toBe(0);
-  for (const file of files) file.wrote(step);
+  for (const file of files) file.wrote(step, step);
   await eventually(() => disk.started === 1);
-  files[0].wrote(step);
+  files[0].wrote(2 * step, step);
   expect(disk.started).toBe(1);
   disk.finishOne();
   await eventually(() => disk.started === 2);
@@ -100,10 +100,10 @@ test("after a write that was stopped, none is tried for twenty times as long", (
 
 test("beside a sync of much, nothing is written on the loop's thread; beside one of little, it is", () => {
   const file = opened(undefined);
-  file.wrote(MIB);
+  file.wrote(0, MIB);
   const small = file.syncStarts();
   expect(file.admits(4_096, 0)).toBe(true);
-  file.wrote(80 * MIB);
+  file.wrote(MIB, 80 * MIB);
   const large = file.syncStarts();
   expect(file.admits(4_096, 0)).toBe(false);
   small(true);
@@ -138,15 +138,50 @@ test("beside writes in the pool something is written as long as those get on", (
 test("a sync settles what was written before it began; a failed one settles nothing", () => {
   const budget = new DirtyBudget(PLENTY);
   const file = opened(undefined, budget);
-  file.wrote(3 * MIB);
+  file.wrote(0, 3 * MIB);
   const failing = file.syncStarts();
-  file.wrote(2 * MIB);
+  file.wrote(3 * MIB, 2 * MIB);
   const ended = file.syncStarts();
-  file.wrote(MIB);
+  file.wrote(5 * MIB, MIB);
   failing(false);
   expect(budget.dirtyBytes).toBe(6 * MIB);
   ended(true);
   expect(budget.dirtyBytes).toBe(MIB);
+});
+
+test("what is written to the same place again and again is dirty once", async () => {
+  const disk = new SlowDisk();
+  const budget = new DirtyBudget(PLENTY);
+  const file = opened(disk, budget);
+  for (let written = 0; written < 2 * budget.limitBytes; written += MIB) file.wrote(written % (16 * MIB), MIB);
+  expect(budget.dirtyBytes).toBe(16 * MIB);
+  const ended = file.syncStarts();
+  expect(file.admits(4_096, 0)).toBe(true);
+  file.wrote(8 * MIB, MIB);
+  file.wrote(8 * MIB, MIB);
+  expect(budget.dirtyBytes).toBe(16 * MIB);
+  ended(true);
+  expect(budget.dirtyBytes).toBe(MIB);
+  expect(disk.started).toBe(0);
+  await file.close();
+  expect(budget.dirtyBytes).toBe(0);
+});
+
+test("what was written while another sync ran stays dirty when only the first has ended", () => {
+  const budget = new DirtyBudget(PLENTY);
+  const file = opened(undefined, budget);
+  file.wrote(0, 4 * MIB);
+  const first = file.syncStarts();
+  file.wrote(MIB, MIB);
+  const second = file.syncStarts();
+  first(true);
+  expect(budget.dirtyBytes).toBe(MIB);
+  second(false);
+  file.wrote(MIB, MIB);
+  expect(budget.dirtyBytes).toBe(2 * MIB);
+  const third = file.syncStarts();
+  third(true);
+  expect(budget.dirtyBytes).toBe(0);
 });
 
 /** fdatasync that ends when it is told to. */
