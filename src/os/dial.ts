@@ -20,6 +20,7 @@ export async function dial(address: Address, signal?: AbortSignal): Promise<Byte
     socket.destroy();
     throw dialError(address, cause);
   }
+  if (address.kind === "unix") stream.widenUnix();
   return stream;
 }
 

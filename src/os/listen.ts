@@ -25,11 +25,18 @@ const BACKLOG = 128;
 export async function listenOn(target: ListenTarget, onStream: (stream: ByteStream) => void): Promise<Listener> {
   if (target.kind === "unix") await removeStaleSocket(target.path);
   const server = createServer({ pauseOnConnect: true, allowHalfOpen: true });
-  server.on("connection", (socket: Socket) => onStream(adoptAccepted(socket, peerName(socket))));
+  let isUnix = target.kind === "unix";
+  server.on("connection", (socket: Socket) => {
+    const stream = adoptAccepted(socket, peerName(socket));
+    if (isUnix) stream.widenUnix();
+    onStream(stream);
+  });
   await listening(server, target);
+  const address = boundAddress(server, target);
+  isUnix = address.kind === "unix";
   let closed = false;
   return {
-    address: boundAddress(server, target),
+    address,
     close: () => {
       if (closed) return;
       closed = true;

@@ -8,14 +8,30 @@ import { BufferAddresses, loadNative, type Native, type NativeFunction } from ".
 const MSG_DONTWAIT = 0x40;
 /** A lost peer must not raise SIGPIPE. */
 const MSG_NOSIGNAL = 0x4000;
+// <asm-generic/socket.h>
+const SOL_SOCKET = 1;
+const SO_SNDBUF = 7;
+/**
+ * By default the kernel takes 208 KiB, less than a reply of 256 KiB: each then waits once more for the client. It doubles
+ * this for its own bookkeeping, so that a connection whose client takes nothing costs 1 MiB of kernel memory, a quarter of
+ * what TCP may take. Reads of 256 KiB, 8 in flight, MiB/s (medians of 5): 3661 as it is, 4111 with 208 KiB (doubled), 4879
+ * with 512 KiB, 4375 with 1 MiB.
+ */
+const UNIX_SEND_BYTES = 512 * 1024;
 
 export class NowaitSender {
   readonly #send: NativeFunction;
   readonly #addresses: BufferAddresses;
+  readonly #setsockopt: NativeFunction | undefined;
+  /** Outside the heap, and kept, since the kernel gets its address. */
+  readonly #sendBytes = new Uint32Array(new ArrayBuffer(4)).fill(UNIX_SEND_BYTES);
+  readonly #sendBytesAddress: number;
 
   private constructor(native: Native, send: NativeFunction) {
     this.#send = send;
     this.#addresses = new BufferAddresses(native);
+    this.#sendBytesAddress = native.addressOf(this.#sendBytes.buffer);
+    this.#setsockopt = native.bind("setsockopt", "int", ["int", "int", "int", "uintptr_t", "uint32_t"]);
   }
 
   /** Undefined without native calls. */
@@ -29,5 +45,10 @@ export class NowaitSender {
   send(fd: number, bytes: Uint8Array): number {
     const sent = this.#send(fd, this.#addresses.of(bytes), bytes.length, MSG_DONTWAIT | MSG_NOSIGNAL);
     return sent > 0 ? sent : 0;
+  }
+
+  /** Gives a unix socket more room for what its peer has not taken yet, as far as the system allows. TCP finds its own. */
+  widenUnix(fd: number): void {
+    this.#setsockopt?.(fd, SOL_SOCKET, SO_SNDBUF, this.#sendBytesAddress, this.#sendBytes.byteLength);
   }
 }

@@ -132,6 +132,12 @@ export class SocketStream implements ByteStream {
     return socket;
   }
 
+  /** @internal For a connected unix socket: see `NowaitSender.widenUnix`. */
+  widenUnix(): void {
+    const fd = this.#fd;
+    if (fd >= 0) this.#sender?.widenUnix(fd);
+  }
+
   /** @internal Where the next bytes go. */
   get receiveBuffer(): Uint8Array {
     return this.#sink?.receiveInto?.() ?? receiveBuffer;
@@ -147,8 +153,13 @@ export class SocketStream implements ByteStream {
   #sendNow(bytes: Uint8Array): number {
     const socket = this.#socket;
     if (this.#sender === undefined || socket.writableLength > 0 || !socket.writable || socket.connecting) return 0;
-    const fd = (socket as unknown as SocketWithHandle)._handle?.fd;
-    return fd === undefined || fd < 0 ? 0 : this.#sender.send(fd, bytes);
+    const fd = this.#fd;
+    return fd < 0 ? 0 : this.#sender.send(fd, bytes);
+  }
+
+  /** −1: it has none (any more). */
+  get #fd(): number {
+    return (this.#socket as unknown as SocketWithHandle)._handle?.fd ?? -1;
   }
 
   #settleWrite(): void {
