@@ -29,7 +29,7 @@ const RSS_BYTES_MAX = 256 * MIB;
 const GROWTH_BYTES_MAX = 32 * MIB;
 const HOSTILE = 64;
 /** The process that grew with each of them was past the limit after four. */
-const CROWDS = counts({ local: 5, ci: 12 });
+const CROWDS = counts({ local: 4, ci: 12 });
 const SLACK = process.env["CI"] ? 4 : 1;
 /** Far less than the 15 to 20 seconds after which stalled clients are closed: ordinary requests do not wait for that. */
 const GOOD_MS_MAX = 5000 * SLACK;

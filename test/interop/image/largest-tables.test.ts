@@ -7,7 +7,7 @@ import { realClock } from "../../../src/os/clock.ts";
 import { realLinks } from "../../../src/os/dial.ts";
 import { startServe } from "../../support/serve-process.ts";
 import { type TempDir, tempDir } from "../../support/temp-dir.ts";
-import { startQuickly } from "./amount.ts";
+import { drawn, startQuickly } from "./amount.ts";
 
 startQuickly();
 
@@ -185,7 +185,7 @@ async function moreThan(small: () => Promise<number>, large: () => Promise<numbe
   return least;
 }
 
-for (const [what, tables] of Object.entries(QCOW2)) {
+for (const [what, tables] of drawn(Object.entries(QCOW2), 1)) {
   test(
     `the largest tables of a qcow2, full of entries, ${what}, take bounded memory`,
     () => expectBounded((path, l1Entries) => makeQcow2(path, tables, l1Entries), "qcow2", L1_ENTRIES),
@@ -193,7 +193,7 @@ for (const [what, tables] of Object.entries(QCOW2)) {
   );
 }
 
-for (const [what, entries] of Object.entries(QED)) {
+for (const [what, entries] of drawn(Object.entries(QED), 1)) {
   test(
     `the largest L1 table of a QED, full of entries, ${what}, takes bounded memory`,
     () => expectBounded((path, l1Entries) => makeQed(path, entries, l1Entries), "qed", QED_L1_ENTRIES),
