@@ -70,7 +70,9 @@ export async function mapPage(disk: PresenceSource, cursor: number): Promise<Res
     }
     at = offset + length;
   }
-  if (at < sizeBytes) runs.push([at, sizeBytes - at, LOCAL]);
+  if (at === sizeBytes) return { disk: name, sizeBytes, runs, next: null };
+  if (runs.length === RUNS_PER_PAGE_MAX) return { disk: name, sizeBytes, runs, next: at };
+  runs.push([at, sizeBytes - at, LOCAL]);
   return { disk: name, sizeBytes, runs, next: null };
 }
 

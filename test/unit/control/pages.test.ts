@@ -75,6 +75,16 @@ describe("pages", () => {
     }
   });
 
+  test("a page that is just full leaves what is local behind it to the next one", async () => {
+    const runs = RUNS_PER_PAGE_MAX / 2;
+    const missing = Array.from({ length: runs }, (_, i) => ({ offset: 2 * i + 1, length: 1 }));
+    for (const sizeBytes of [2 * runs, 2 * runs + 1]) {
+      const map = await wholeMap(diskOf(missing, sizeBytes));
+      expect(map).toHaveLength(sizeBytes);
+      expect(map.at(-1)).toEqual([sizeBytes - 1, 1, sizeBytes === 2 * runs ? 1 : 0]);
+    }
+  });
+
   test("the largest page fits a message, at the largest offsets", async () => {
     const start = 2 ** 53 - 4 * RUNS_PER_PAGE_MAX * 2 ** 33;
     const far = Array.from({ length: 2 * RUNS_PER_PAGE_MAX }, (_, i) => ({
