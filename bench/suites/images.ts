@@ -3,16 +3,7 @@ import { rm, stat } from "node:fs/promises";
 import { join } from "node:path";
 import type { Bar } from "../lib/bars.ts";
 import { Pattern } from "../lib/pattern.ts";
-import {
-  BLOCKFERRY,
-  buildBlockferry,
-  NBDKIT,
-  type NbdPeer,
-  type Presence,
-  presence,
-  QEMU_NBD,
-  serve,
-} from "../lib/peers.ts";
+import { BLOCKFERRY, NBDKIT, type NbdPeer, QEMU_NBD, serve } from "../lib/peers.ts";
 import { createPatternFile, warm } from "../lib/prepare.ts";
 import { runTool } from "../lib/process.ts";
 import type { Suite, SuiteContext } from "../lib/suite.ts";
@@ -39,6 +30,7 @@ import { costValues, type Disk, ioValues, observe, type Times } from "./nbd-case
 import { copyBlockStream } from "./stream-block-stream.ts";
 import { copyBlockferry } from "./stream-copiers.ts";
 import { measureCopy, type SourceDisk } from "./stream-copy.ts";
+import { findTools, type Tools } from "./tools.ts";
 
 const MIB = 2 ** 20;
 const PATTERN = new Pattern("blockferry bench images");
@@ -75,7 +67,7 @@ export const imagesSuite: Suite = {
   open,
 };
 
-type Missing = (...names: readonly string[]) => { missing: string } | undefined;
+type Missing = Tools["missing"];
 
 /** A case, and what has to be there before it is run. */
 interface PreparedCase extends BenchCase {
@@ -218,24 +210,4 @@ function largeCases(format: LargeFormat, { directory, quick }: SuiteContext, mis
       })),
     },
   ];
-}
-
-async function findTools(): Promise<{ versions: Record<string, string>; missing: Missing }> {
-  const { hint } = NBDKIT;
-  const found = new Map<string, Presence>([
-    [SUBJECT, await buildBlockferry()],
-    ["nbdkit", await presence(NBDKIT.versionCommand, hint)],
-    ["qemu-nbd", await presence(QEMU_NBD.versionCommand, hint)],
-    ["qemu-img", await presence(["qemu-img", "--version"], hint)],
-    ["qemu-storage-daemon", await presence(["qemu-storage-daemon", "--version"], hint)],
-    ["fio", await presence(["fio", "--version"], hint)],
-  ]);
-  const versions = [...found].flatMap(([name, state]) => ("version" in state ? [[name, state.version] as const] : []));
-  return {
-    versions: Object.fromEntries(versions),
-    missing: (...names) => {
-      const absent = names.map((name) => found.get(name)).find((state) => state !== undefined && "missing" in state);
-      return absent !== undefined && "missing" in absent ? { missing: absent.missing } : undefined;
-    },
-  };
 }

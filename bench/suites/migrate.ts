@@ -17,7 +17,7 @@ import { measureMode } from "./migrate-modes.ts";
 import { measurePause, ROUND_TRIPS } from "./migrate-pause.ts";
 import { measureMirror } from "./migrate-qemu.ts";
 import { measureDemand, measureWorkingSet } from "./migrate-reads.ts";
-import { findTools, type Tools } from "./wan-tools.ts";
+import { findTools, type Tools } from "./tools.ts";
 
 const MIB = 2 ** 20;
 const PATTERN = new Pattern("blockferry bench migrate");

@@ -19,11 +19,11 @@ import {
 import { COPY_BLOCK_STREAM } from "./stream-block-stream.ts";
 import { COPY_NBDCOPY } from "./stream-copiers.ts";
 import type { SourceDisk } from "./stream-copy.ts";
+import { findTools, type Tools } from "./tools.ts";
 import { measureClone, measureOther, measurePlain, type WanCopy } from "./wan-copy.ts";
 import { measureFollowing, STEPS } from "./wan-follow.ts";
 import { measureRandom, measureSequential } from "./wan-guest.ts";
 import { LAZY_NBDKIT, LAZY_QEMU, type LazyServer, lazyClone } from "./wan-lazy.ts";
-import { findTools, type Tools } from "./wan-tools.ts";
 
 const MIB = 2 ** 20;
 const GIB = 2 ** 30;

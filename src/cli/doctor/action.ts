@@ -1,7 +1,6 @@
 /** `doctor`, once its flags are known. */
-import { accessSync, constants } from "node:fs";
-import { delimiter, join } from "node:path";
 import { type Capability, probeCapabilities } from "../../os/capabilities.ts";
+import { hasProgram } from "../../os/programs.ts";
 import type { EffectiveSetting } from "../command-context.ts";
 import { EXIT_NO, EXIT_OK } from "../exit-codes.ts";
 import { printable, printableJson } from "../printable.ts";
@@ -47,21 +46,9 @@ async function hostFindings(directory: string): Promise<Finding[]> {
 }
 
 function peerFinding(program: string): Finding {
-  const found = (process.env["PATH"] ?? "")
-    .split(delimiter)
-    .some((folder) => isExecutable(join(folder || ".", program)));
-  return found
+  return hasProgram(program, process.env["PATH"] ?? "")
     ? { name: program, state: "ok", detail: "on PATH" }
     : { name: program, state: "missing", detail: "not on PATH; only tests, demo and benchmarks use it" };
-}
-
-function isExecutable(path: string): boolean {
-  try {
-    accessSync(path, constants.X_OK);
-    return true;
-  } catch {
-    return false;
-  }
 }
 
 function renderFindings(heading: string, findings: readonly Finding[]): string {

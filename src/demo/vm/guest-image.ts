@@ -4,9 +4,10 @@
  */
 import { spawn } from "node:child_process";
 import { createHash } from "node:crypto";
-import { accessSync, constants, existsSync, readFileSync } from "node:fs";
+import { existsSync, readFileSync } from "node:fs";
 import { homedir } from "node:os";
-import { delimiter, dirname, join } from "node:path";
+import { dirname, join } from "node:path";
+import { hasProgram } from "../../os/programs.ts";
 import { DemoFailure } from "../failure.ts";
 
 const SCRIPT = "scripts/guest-image";
@@ -59,23 +60,13 @@ function findScript(main: string): string {
 }
 
 function requirePrograms(programs: readonly Program[], { PATH = "" }: NodeJS.ProcessEnv): void {
-  const folders = [...PATH.split(delimiter), "/usr/sbin", "/sbin"];
-  const missing = programs.filter(([name]) => !folders.some((folder) => isExecutable(join(folder, name))));
+  const missing = programs.filter(([name]) => !hasProgram(name, PATH, ["/usr/sbin", "/sbin"]));
   if (missing.length === 0) return;
   const packages = [...new Set(missing.map(([, name]) => name))].join(" ");
   throw lacking(
     `there is no ${missing.map(([name]) => name).join(", ")} here`,
     `on Debian: apt-get install ${packages}`,
   );
-}
-
-function isExecutable(path: string): boolean {
-  try {
-    accessSync(path, constants.X_OK);
-    return true;
-  } catch {
-    return false;
-  }
 }
 
 function folderOf(environment: NodeJS.ProcessEnv): string {

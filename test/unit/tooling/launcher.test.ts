@@ -53,6 +53,12 @@ test("the checkout's own Node runs the sources as they are, from any folder, and
   expect(words.slice(2)).toEqual([join(here.root, "src/cli/main.ts"), "serve", "a b", "", "--x=*", "--", "$HOME"]);
 });
 
+test("another bound on the collector's garbage, in NODE_OPTIONS, goes before the launcher's", () => {
+  using here = installation({ ...SOURCES, ...bundledNode("v24.21.0") });
+  const { words } = here.run(["serve"], { NODE_OPTIONS: "--max-semi-space-size=1" });
+  expect(words).toEqual(["--disable-warning=ExperimentalWarning", join(here.root, "src/cli/main.ts"), "serve"]);
+});
+
 test("Node 22 runs the sources through the tsx loader, never through the tsx command", () => {
   using here = installation({ ...SOURCES, ...TSX, ...bundledNode("v22.15.0") });
   const loader = `file://${here.root}/node_modules/tsx/dist/loader.mjs`;

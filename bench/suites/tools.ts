@@ -1,5 +1,5 @@
-/** The programs that take part in the suites that go over a line. */
-import { buildBlockferry, NBDKIT, type Presence, presence } from "../lib/peers.ts";
+/** The programs that take part in the suites that compare copies, images and migrations. */
+import { buildBlockferry, NBDKIT, type Presence, presence, QEMU_NBD } from "../lib/peers.ts";
 import { SUBJECT } from "../lib/suite.ts";
 
 export interface Tools {
@@ -9,7 +9,8 @@ export interface Tools {
 }
 
 const COMMANDS: readonly (readonly [string, ...string[]])[] = [
-  ["nbdkit", "--version"],
+  NBDKIT.versionCommand,
+  QEMU_NBD.versionCommand,
   ["nbdcopy", "--version"],
   ["qemu-img", "--version"],
   ["qemu-storage-daemon", "--version"],
