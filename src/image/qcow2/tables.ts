@@ -125,10 +125,12 @@ export class Qcow2Tables {
     while (!this.lookupNow(offset, length, run)) {
       const key = this.#sliceOf(Math.floor(offset / this.#geometry.clusterBytes));
       await this.#slices.pin(key);
-      // While it is pinned, nobody's need of another slice can take it away again.
-      const found = this.lookupNow(offset, length, run);
-      this.#slices.unpin(key);
-      if (found) return;
+      try {
+        // While it is pinned, nobody's need of another slice can take it away again.
+        if (this.lookupNow(offset, length, run)) return;
+      } finally {
+        this.#slices.unpin(key);
+      }
     }
   }
 

@@ -327,3 +327,23 @@ test("cached tables stay within their limit, however many there are", async () =
     expect(image.cachedTableBytes).toBeLessThanOrEqual(64 * 1024);
   }
 });
+
+test("cached tables stay within their limit, also when what is looked for in each of them is wrong", async () => {
+  const files = new FakeFiles();
+  const sizeBytes = 2 ** 34;
+  const covers = 2 ** 29;
+  await createQcow2({ files }, { path: PATH, sizeBytes, clusterBytes: 65_536 });
+  const image = await opened(files);
+  for (let offset = 0; offset < sizeBytes; offset += covers) await image.write(offset, pattern(offset, 512));
+  await image.close();
+  const l1Offset = Number(bytesAt(files, 40, 8).readBigUInt64BE());
+  for (let index = 0; index < sizeBytes / covers; index++) {
+    const l2Offset = bytesAt(files, l1Offset + 8 * index, 8).readBigUInt64BE() & (2n ** 56n - 1n);
+    disk(files).put(Number(l2Offset), Buffer.alloc(8, 0xff));
+  }
+  await using again = await opened(files, { cacheBytes: 64 * 1024 });
+  for (let offset = 0; offset < sizeBytes; offset += covers) {
+    await expect(read(again, offset, 512)).rejects.toMatchObject({ field: "L2 table entry" });
+  }
+  expect(again.cachedTableBytes).toBeLessThanOrEqual(64 * 1024);
+});
