@@ -44,12 +44,13 @@ interface Write {
   readonly byte: number;
 }
 
+/** The first of them is of data: QEMU allocates for it, where it has no need to for zeroes. */
 function drawWrites({ rng, shape }: Pick<Qcow2World, "rng" | "shape">, count: number): Write[] {
   const sectors = shape.sizeBytes / 512;
-  return Array.from({ length: count }, () => {
+  return Array.from({ length: count }, (_, index) => {
     const first = rng.integer(0, sectors - 1);
     const length = 512 * Math.min(rng.integer(1, 40), sectors - first);
-    return { offset: first * 512, length, byte: rng.chance(0.2) ? 0 : rng.integer(1, 255) };
+    return { offset: first * 512, length, byte: index > 0 && rng.chance(0.2) ? 0 : rng.integer(1, 255) };
   });
 }
 
