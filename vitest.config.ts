@@ -43,7 +43,7 @@ export default defineConfig({
     env: { BLOCKFERRY_SEED: seed },
     pool: "forks",
     // Many tests wait for a process or a clock; where only a hang should reach the limit, nobody gains by crowding.
-    maxWorkers: inCi ? 2 : 3,
+    maxWorkers: inCi ? 2 : 4,
     testTimeout,
     hookTimeout: testTimeout,
     coverage: { provider: "v8", include: ["src/**/*.ts"], reporter: ["text-summary", "html"] },

@@ -9,7 +9,7 @@ const turn = () => new Promise((resolve) => setImmediate(resolve));
 
 itSeeded("a link loses no byte and doubles none, whatever happens to its connections", async (rng) => {
   const first = rng.integer(1, 1e9);
-  const timeMs = counts({ local: 1500, ci: 60_000 });
+  const timeMs = counts({ local: 700, ci: 60_000 });
   const startedMs = performance.now();
   let [count, cuts, connections, bytes, restarts] = [0, 0, 0, 0, 0];
   for (let seed = first; count < 20 || performance.now() - startedMs < timeMs; seed++) {

@@ -39,7 +39,7 @@ for (const story of STORIES) {
     `whatever fails at whichever step of the ${story}, there is one owner in the end, never two, with all that was acknowledged`,
     async (rng) => {
       const { seed, orders } = await ordersOf(rng, story);
-      const timeMs = counts({ local: 800, ci: DECISIVE.includes(story) ? 12_000 : 3000 });
+      const timeMs = counts({ local: 400, ci: DECISIVE.includes(story) ? 12_000 : 3000 });
       const startedMs = performance.now();
       let [count, fired] = [0, 0];
       for (const order of orders) {
@@ -57,7 +57,7 @@ for (const story of STORIES) {
 }
 
 itSeeded("several disks change hands together, at every fault, in every mode", async (rng) => {
-  const timeMs = counts({ local: 1000, ci: 5000 });
+  const timeMs = counts({ local: 500, ci: 5000 });
   const startedMs = performance.now();
   let count = 0;
   for (; performance.now() - startedMs < timeMs; count++) {

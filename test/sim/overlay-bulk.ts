@@ -7,7 +7,7 @@ import { counts, itSeeded } from "../support/seed.ts";
 import { overlayHistory } from "./overlay-history.ts";
 import { withoutStacks } from "./without-stacks.ts";
 
-const SECONDS = Number(process.env["BLOCKFERRY_SIM_SECONDS"] ?? counts({ local: 2, ci: 120 }));
+const SECONDS = Number(process.env["BLOCKFERRY_SIM_SECONDS"] ?? counts({ local: 1, ci: 120 }));
 const ONLY = process.env["BLOCKFERRY_HISTORY"];
 /** Crashes that a slow machine simulates in a second, at least. Two files of 120 s make 100,000 of it. */
 const CRASHES_PER_SECOND_MIN = counts({ local: 50, ci: 420 });

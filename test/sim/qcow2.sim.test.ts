@@ -29,7 +29,7 @@ itSeeded(
   "a qcow2 image loses nothing it acknowledged, whatever the crash, and a crash leaves lost space at most",
   async (rng) => {
     const first = rng.integer(1, 1e9);
-    const count = counts({ local: 250, ci: 20_000 });
+    const count = counts({ local: 120, ci: 20_000 });
     const startedMs = performance.now();
     const seen = { requests: 0, leaks: 0, lives: 0, dirtied: 0, checks: 0 };
     for (let seed = first; seed < first + count; seed++) {
@@ -60,7 +60,7 @@ for (const [seed, what] of ONCE_FAILED) {
 }
 
 itSeeded("a history is the same each time its seed is run", async (rng) => {
-  for (let round = 0; round < 30; round++) {
+  for (let round = 0; round < counts({ local: 10, ci: 30 }); round++) {
     const seed = rng.integer(1, 1e9);
     const once = await qcow2History(seed);
     expect(await qcow2History(seed)).toEqual(once);

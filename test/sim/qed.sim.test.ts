@@ -23,7 +23,7 @@ itSeeded(
   "a QED image loses nothing it acknowledged, whatever the crash, and a crash leaves lost space at most",
   async (rng) => {
     const first = rng.integer(1, 1e9);
-    const count = counts({ local: 600, ci: 20_000 });
+    const count = counts({ local: 300, ci: 20_000 });
     const startedMs = performance.now();
     const seen = { requests: 0, checks: 0, cleared: 0, lives: 0 };
     for (let seed = first; seed < first + count; seed++) {
@@ -53,7 +53,7 @@ for (const [seed, what] of ONCE_FAILED) {
 }
 
 itSeeded("a history is the same each time its seed is run", async (rng) => {
-  for (let round = 0; round < 30; round++) {
+  for (let round = 0; round < counts({ local: 10, ci: 30 }); round++) {
     const seed = rng.integer(1, 1e9);
     const once = await qedHistory(seed);
     expect(await qedHistory(seed)).toEqual(once);

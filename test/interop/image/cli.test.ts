@@ -246,7 +246,17 @@ itWith(["strace", "qemu-img"], "a name inside an image is never opened, whatever
       ["serve", "-U", "-", "--run", "true", chain],
     ]) {
       const log = fresh("trace");
-      run("strace", ["-f", "-qq", "-e", "trace=open,openat,openat2,execve,stat,statx", "-o", log, BLOCKFERRY, ...args]);
+      run("strace", [
+        "--seccomp-bpf",
+        "-f",
+        "-qq",
+        "-e",
+        "trace=open,openat,openat2,execve,stat,statx",
+        "-o",
+        log,
+        BLOCKFERRY,
+        ...args,
+      ]);
       const calls = readFileSync(log, "utf8").split("\n");
       expect(calls.some((call) => call.includes(`"${top}"`))).toBe(true);
       expect(calls.filter((call) => call.includes(secret) && !call.includes("execve"))).toEqual([]);

@@ -225,7 +225,19 @@ itWith(["qemu-img", "strace"], "no file is opened because an image names it", as
   ];
   for (const [index, command] of commands.entries()) {
     const trace = folder.file(`trace-${index}`);
-    const result = await run(["strace", "-f", "-s", "4096", "-e", "trace=%file", "-o", trace, BLOCKFERRY, ...command]);
+    const result = await run([
+      "strace",
+      "--seccomp-bpf",
+      "-f",
+      "-s",
+      "4096",
+      "-e",
+      "trace=%file",
+      "-o",
+      trace,
+      BLOCKFERRY,
+      ...command,
+    ]);
     const calls = readFileSync(trace, "utf8")
       .split("\n")
       .filter((line) => !line.includes("execve("));

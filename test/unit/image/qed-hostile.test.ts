@@ -72,7 +72,7 @@ itSeeded(
   "damaged headers and tables never do more than fail",
   async (rng) => {
     const outcomes = { refused: 0, corrupt: 0, served: 0 };
-    const count = counts({ local: 1500, ci: 20_000 });
+    const count = counts({ local: 800, ci: 20_000 });
     let slowestMs = 0;
     for (let round = 0; round < count; round++) {
       const bytes = damaged(made, rng);
