@@ -1,6 +1,6 @@
 import { expect } from "vitest";
 import { COR_CHAOS_POINTS, type CorChaosPoint } from "../../src/cor/chaos-points.ts";
-import { itSeeded } from "../support/seed.ts";
+import { counts, drawn, itSeeded } from "../support/seed.ts";
 import { replayCommand } from "./overlay-bulk.ts";
 import { overlayHistory } from "./overlay-history.ts";
 import { withoutStacks } from "./without-stacks.ts";
@@ -15,7 +15,7 @@ const FAILING_LIVES: Partial<Record<CorChaosPoint, number>> = {
 };
 
 itSeeded("an overlay's history is the same each time its seed is run", async (rng) => {
-  for (let round = 0; round < 40; round++) {
+  for (let round = 0; round < counts({ local: 10, ci: 40 }); round++) {
     const seed = rng.integer(1, 1e9);
     const once = await overlayHistory(seed);
     expect(await overlayHistory(seed), replayCommand(seed)).toEqual(once);
@@ -34,7 +34,7 @@ async function firstDeath(first: number, mutant: CorChaosPoint): Promise<{ seed:
   return undefined;
 }
 
-for (const mutant of Object.keys(COR_CHAOS_POINTS) as CorChaosPoint[]) {
+for (const mutant of drawn(Object.keys(COR_CHAOS_POINTS) as CorChaosPoint[], 6)) {
   itSeeded(
     `histories of an overlay show the mutant ${mutant}: ${COR_CHAOS_POINTS[mutant]}`,
     async (rng) => {

@@ -19,6 +19,12 @@ export function counts({ local, ci }: { local: number; ci: number }): number {
   return process.env["CI"] ? ci : local;
 }
 
+/** In CI all of `items`; while developing `local` of them, drawn from the run's seed. */
+export function drawn<T>(items: readonly T[], local: number): readonly T[] {
+  if (counts({ local: 0, ci: 1 }) === 1) return items;
+  return new Prng(runSeed(), `drawn from ${items.length}`).shuffle(items).slice(0, local);
+}
+
 /** What fast-check needs to repeat a run: `fc.assert(property, fcParameters({ local: 100, ci: 1000 }))`. */
 export function fcParameters(runs: { local: number; ci: number }): { seed: number; numRuns: number } {
   return { seed: runSeed() | 0, numRuns: counts(runs) };

@@ -12,9 +12,6 @@ import { run, runOk } from "../../support/run.ts";
 import { type ServeProcess, startServe } from "../../support/serve-process.ts";
 import { type TempDir, tempDir } from "../../support/temp-dir.ts";
 import { itWith, requireHost } from "../../support/tools.ts";
-import { startQuickly } from "./amount.ts";
-
-startQuickly();
 
 const KIB = 1024;
 const MIB = 1024 * KIB;

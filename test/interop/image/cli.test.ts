@@ -3,11 +3,9 @@ import { copyFileSync, existsSync, openSync, readFileSync, truncateSync, writeFi
 import { afterAll, describe, expect, test } from "vitest";
 import { itWith } from "../../support/tools.ts";
 import { BLOCKFERRY, blockferry, expectError, makeFolder, makeImage, Running, run, waitFor } from "../cli/harness.ts";
-import { drawn, startQuickly } from "./amount.ts";
+import { drawnShapes } from "./amount.ts";
 
 const MIB = 1024 * 1024;
-startQuickly();
-
 const folder = makeFolder();
 let made = 0;
 
@@ -47,7 +45,7 @@ describe("image create", () => {
     ["b.qcow2", ["-o", "cluster_size=2M,compat=0.10"], ["-f", "qcow2", "-o", "cluster_size=2M,compat=0.10"]],
     ["c.img", ["--format", "qcow2", "-o", "compat=1.1"], ["-f", "qcow2", "-o", "compat=1.1"]],
   ];
-  for (const [name, ours, theirs] of drawn(cases, 3)) {
+  for (const [name, ours, theirs] of drawnShapes(cases, 3)) {
     itWith(["qemu-img"], `makes what qemu-img makes, and says so alike: ${name} ${ours.join(" ")}`, () => {
       const [mine, other] = [fresh(name), fresh(name)];
       const { code, stdout } = blockferry(["image", "create", ...ours, mine, "13M"]);

@@ -5,11 +5,9 @@ import { expect, test } from "vitest";
 import { connectNbd } from "../../../src/nbd/client/connect.ts";
 import { realClock } from "../../../src/os/clock.ts";
 import { realLinks } from "../../../src/os/dial.ts";
+import { drawn } from "../../support/seed.ts";
 import { startServe } from "../../support/serve-process.ts";
 import { type TempDir, tempDir } from "../../support/temp-dir.ts";
-import { drawn, startQuickly } from "./amount.ts";
-
-startQuickly();
 
 const MIB = 2 ** 20;
 /** Besides what a server of a small image takes. */

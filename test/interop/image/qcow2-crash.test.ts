@@ -12,10 +12,8 @@ import { Prng, runSeed } from "../../support/seed.ts";
 import { BLOCKFERRY, startServe } from "../../support/serve-process.ts";
 import { tempDir } from "../../support/temp-dir.ts";
 import { itWith } from "../../support/tools.ts";
-import { rounds, startQuickly } from "./amount.ts";
+import { rounds } from "./amount.ts";
 import { openOurs, type Qcow2Shape, type Qcow2World, qemuCreates } from "./qcow2-rounds.ts";
-
-startQuickly();
 
 const KIB = 1024;
 const KILLS_OF_QEMU = rounds({ local: 1, ci: 8 });

@@ -11,7 +11,7 @@ import { run, runOk } from "../../support/run.ts";
 import { Prng, runSeed } from "../../support/seed.ts";
 import { tempDir } from "../../support/temp-dir.ts";
 import { itWith } from "../../support/tools.ts";
-import { drawn, rounds } from "./amount.ts";
+import { drawnShapes, rounds } from "./amount.ts";
 import {
   assertQemuAgrees,
   openOurs,
@@ -45,7 +45,7 @@ async function assertWeAgree(world: Qcow2World): Promise<void> {
   expect(firstDifference(found, world.model)).toBeUndefined();
 }
 
-for (const clusterBytes of drawn([512, 4 * KIB, 64 * KIB], 1)) {
+for (const clusterBytes of drawnShapes([512, 4 * KIB, 64 * KIB], 1)) {
   itWith(
     ["qemu-img", "qemu-io"],
     `an image that qemu-img resizes between our turns stays right: clusters of ${clusterBytes}`,

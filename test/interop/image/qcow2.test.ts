@@ -12,7 +12,7 @@ import { run, runOk } from "../../support/run.ts";
 import { Prng, runSeed } from "../../support/seed.ts";
 import { tempDir } from "../../support/temp-dir.ts";
 import { itWith } from "../../support/tools.ts";
-import { drawn, rounds, roundsTimeoutMs } from "./amount.ts";
+import { drawnShapes, rounds, roundsTimeoutMs } from "./amount.ts";
 import {
   assertQemuAgrees,
   backingPath,
@@ -91,7 +91,7 @@ async function text(pieces: AsyncIterable<string>): Promise<string> {
   return all;
 }
 
-for (const shape of drawn(SHAPES, 4)) {
+for (const shape of drawnShapes(SHAPES, 4)) {
   itWith(
     ["qemu-img", "qemu-io"],
     `we and QEMU take turns on ${describeShape(shape)}`,
@@ -112,7 +112,7 @@ for (const shape of drawn(SHAPES, 4)) {
   );
 }
 
-for (const shape of drawn(PLAIN, 3)) {
+for (const shape of drawnShapes(PLAIN, 3)) {
   itWith(["qemu-img", "qemu-io"], `QEMU uses what we create: ${describeShape(shape)}`, async () => {
     const ours = newWorld(shape, "created");
     // QEMU's own beside it, for the model and to compare the bytes with.
@@ -134,7 +134,7 @@ for (const shape of drawn(PLAIN, 3)) {
 }
 
 itWith(["qemu-img", "qemu-io"], "info and map say what qemu-img says", async () => {
-  for (const shape of drawn(SHAPES, 4)) {
+  for (const shape of drawnShapes(SHAPES, 4)) {
     const world = await qemuCreates(newWorld(shape, "said"));
     // Where we have written, QEMU would go on to ask the file system for holes.
     await qemuWrites(world, 60);

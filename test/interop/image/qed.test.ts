@@ -14,7 +14,7 @@ import { run, runOk } from "../../support/run.ts";
 import { Prng, runSeed } from "../../support/seed.ts";
 import { tempDir } from "../../support/temp-dir.ts";
 import { itWith } from "../../support/tools.ts";
-import { drawn, rounds, roundsTimeoutMs } from "./amount.ts";
+import { drawnShapes, rounds, roundsTimeoutMs } from "./amount.ts";
 import {
   assertQemuAgrees,
   backingPath,
@@ -68,7 +68,7 @@ async function text(pieces: AsyncIterable<string>): Promise<string> {
   return all;
 }
 
-for (const shape of drawn(SHAPES, 3)) {
+for (const shape of drawnShapes(SHAPES, 3)) {
   itWith(
     ["qemu-img", "qemu-io"],
     `we and QEMU take turns on ${describeShape(shape)}`,

@@ -12,6 +12,7 @@ import { describeConformance } from "../../support/conformance.ts";
 import { pattern } from "../../support/patterns.ts";
 import { makeFile, realRawTarget } from "../../support/real-raw-target.ts";
 import { runOk } from "../../support/run.ts";
+import { drawn } from "../../support/seed.ts";
 import { tempDir } from "../../support/temp-dir.ts";
 
 const native = createRealEnv(loadNative({ disabled: false }));
@@ -30,12 +31,17 @@ test("the native calls are there, so that the tests below test them", () => {
   expect(loadNative({ disabled: false }).state).toBe("loaded");
 });
 
-describeConformance("a raw image on a disk's file system", realRawTarget(native, disk));
-describeConformance("a raw image on a disk's file system without native calls", realRawTarget(plain, disk), {
-  tools: ["flock"],
-});
-describeConformance("a raw image on tmpfs", realRawTarget(native, memory));
-describeConformance("a raw image on tmpfs without native calls", realRawTarget(plain, memory), { tools: ["flock"] });
+const FILES = [
+  { where: "a disk's file system", env: native, folder: disk },
+  { where: "a disk's file system without native calls", env: plain, folder: disk },
+  { where: "tmpfs", env: native, folder: memory },
+  { where: "tmpfs without native calls", env: plain, folder: memory },
+];
+
+for (const { where, env, folder } of drawn(FILES, 2)) {
+  const tools = env === plain ? ["flock"] : [];
+  describeConformance(`a raw image on ${where}`, realRawTarget(env, folder), { tools });
+}
 describeConformance("a raw image on a block device", loopTarget(), { tools: ["losetup"] });
 
 test("a new image has its size, takes no space, and is refused a second time", async () => {
