@@ -55,13 +55,14 @@ export async function measurePause(way: PauseWay, options: PauseOptions): Promis
     return { lastMs, firstMs: guest.acceptedMs };
   });
   going = false;
-  const { pauseSeconds } = await asked;
+  const { pauseSeconds, syncSeconds } = await asked;
   const pauseMs = Math.max(...seen.map((it) => it.firstMs)) - Math.max(...seen.map((it) => it.lastMs));
   await dest.reached("complete");
   await dest.server.stop();
   await rig.verify((disk) => guests.get(disk) ?? new DiskGuest(sizeBytes));
   const reportedMs = (pauseSeconds ?? Number.NaN) * 1000;
-  return { values: { pauseMs, beyondMs: pauseMs - ROUND_TRIPS * rttMs, reportedMs } };
+  const syncMs = (syncSeconds ?? Number.NaN) * 1000;
+  return { values: { pauseMs, syncMs, beyondMs: pauseMs - syncMs - ROUND_TRIPS * rttMs, reportedMs } };
 }
 
 function eachOf<T>(

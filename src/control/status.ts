@@ -139,6 +139,8 @@ export const SwitchoverReport = z.object({
   flushSeconds: seconds.nullable(),
   /** From the instant when writes are held until the destination has the disks: expected, or as it was. */
   pauseSeconds: seconds.nullable(),
+  /** Of these, what was spent on making things durable: flushes, fences, the destination's maps and record; null: not known. */
+  syncSeconds: seconds.nullable(),
   /** With `--qmp`: whether the guest runs over there now, and how long it stood still; null: not known. */
   guest: z.object({ running: z.boolean(), stoodStillSeconds: seconds.nullable() }).optional(),
 });

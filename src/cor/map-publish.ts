@@ -2,6 +2,8 @@
  * Publishes a map that has bits from the start, for an image whose clusters were brought before there was a map: after a
  * handover, say. It is written beside its place, synced, and renamed: whoever looks finds the map that was there before, or
  * all of this one. The image's data must be durable before: a map never speaks of data that is not.
+ *
+ * It is published in state "open", as one that is about to be used: `openOverlay` with `published` then writes nothing.
  */
 import { dirname } from "node:path";
 import type { Env } from "../env/env.ts";
@@ -38,8 +40,8 @@ export async function publishMap({ files }: Pick<Env, "files">, map: PublishedMa
   const file = await files.open({ path: beside, writable: true, create: true, noFollow: true });
   try {
     await writePages(file, fields, fill);
-    await file.write(0, encodeSuperblock({ ...fields, state: "clean", generation: 1 }));
-    await file.write(PAGE_BYTES, encodeSuperblock({ ...fields, state: "clean", generation: 2 }));
+    await file.write(0, encodeSuperblock({ ...fields, state: "open", generation: 1 }));
+    await file.write(PAGE_BYTES, encodeSuperblock({ ...fields, state: "open", generation: 2 }));
     await file.dataSync();
   } finally {
     await file.close();

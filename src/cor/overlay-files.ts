@@ -54,6 +54,8 @@ export interface OpenOverlayOptions {
   readonly fetchUnitBytes?: number;
   /** Guest writes of missing clusters until a commit is forced. */
   readonly logHalfRecords?: number;
+  /** `publishMap` has resolved in this very process, and nobody has used the map since: what it says is durable. */
+  readonly published?: boolean;
   /** Opens the store for the map. Must refuse an image that does not carry the map's uuid, unless the map is complete. */
   readonly openStore: (map: Superblock) => Promise<OverlayStore>;
 }
@@ -136,7 +138,8 @@ async function openUnpublished(env: OverlayEnv, path: string): Promise<MapFile |
 
 /** Opens an overlay and makes what survived durable, before anything is served. Throws `OverlayRefusedError`. */
 export async function openOverlay(env: OpenEnv, options: OpenOverlayOptions): Promise<Overlay> {
-  const { path, backing, background = backing, ahead = background, bootId, fetchUnitBytes, logHalfRecords } = options;
+  const { path, backing, background = backing, ahead = background, bootId, published = false } = options;
+  const { fetchUnitBytes, logHalfRecords } = options;
   const unit = fetchUnitBytes === undefined ? {} : { fetchUnitBytes };
   const logOptions = logHalfRecords === undefined ? {} : { halfRecords: logHalfRecords };
   const map = await openPublished(env, path);
@@ -153,12 +156,14 @@ export async function openOverlay(env: OpenEnv, options: OpenOverlayOptions): Pr
     const { log, records } = await openIntentLog(env, { path: logPath(path), uuid, bootId, ...logOptions });
     opened.push(log);
     const presence = new Presence(map, clusterCount(sizeBytes, clusterBytes));
+    const durable = published && state === "open";
+    const trusted = durable || env.chaos.on("cor/rewrite-skipped");
     // "clean" and "complete" were written after all else was durable.
-    await presence.open(state === "open" && !env.chaos.on("cor/rewrite-skipped"));
+    await presence.open(state === "open" && !trusted);
     // Before the first change: from now on, whoever opens the map must not take its page cache for the disk. Nor must we:
     // that it is complete may have been written, and not synced, by somebody who was killed.
-    const completed = state === "complete" && !env.chaos.on("cor/rewrite-skipped");
-    if (completed || state !== "complete") await map.update({ state: completed ? "complete" : "open" });
+    const completed = state === "complete" && !trusted;
+    if (completed || (state !== "complete" && !durable)) await map.update({ state: completed ? "complete" : "open" });
     const { clock, chaos } = env;
     await replay({ presence, records, store, map, log, clock, chaos });
     return new Overlay({ store, map, log, presence, backing, background, ahead, clock, chaos, ...unit });

@@ -4,7 +4,7 @@
  */
 import type { BlockDevice } from "../block/device.ts";
 import type { MapState, OverlayStore } from "../block/overlay-store.ts";
-import { setBits } from "../cor/bits.ts";
+import { openIntentLog } from "../cor/intent-log.ts";
 import { peekMap } from "../cor/map-peek.ts";
 import { publishMap } from "../cor/map-publish.ts";
 import type { Overlay } from "../cor/overlay.ts";
@@ -121,6 +121,10 @@ export class DestinationDisk {
     const uuid = idBytes(this.entry.uuid);
     await this.#parts.options.format.create({ sizeBytes, uuid, begun: false });
     this.#store = await options.format.open({ sizeBytes, uuid, clusterBytes, state: "new" });
+    // It is there when the disk is taken: a guest waits then, and a new file costs it as much as a sync.
+    const { env, bootId } = this.#parts;
+    const { log } = await openIntentLog(env, { path: logPath(this.entry.image), uuid, bootId });
+    await log.close();
     this.#guest = this.#newGuest(this.#store.capabilities);
   }
 
@@ -169,41 +173,38 @@ export class DestinationDisk {
   }
 
   /**
-   * The source is frozen, and the disk is offered: what counts of what has landed becomes the map, durably, and the overlay
-   * is opened. Nobody uses it yet. False: the round was another one than was granted, and nothing that was pulled counts.
+   * The source is frozen, and the disk is offered: what counts of what has landed becomes the map, durably. False: the round
+   * was another one than was granted, and nothing that was pulled counts.
    */
-  async prepareActive(granted: Granted): Promise<boolean> {
+  async publish(granted: Granted): Promise<boolean> {
     await this.endRound();
-    const { env, options } = this.#parts;
+    const { env } = this.#parts;
     const { image, sizeBytes, clusterBytes, uuid } = this.entry;
     const landed = this.#landedOf(granted);
     await this.#store?.commit();
     await publishMap(env, {
       ...{ image, uuid: idBytes(uuid), sizeBytes, clusterBytes, sourceIdentity: granted.identity, term: granted.term },
-      fill: (bits, first, count) => {
-        if (landed !== undefined) fillClusters({ bits, first, count }, landed, landed.grainBytes / clusterBytes);
-      },
+      fill: (bits, first, count) => landed?.fillClusters({ bits, first, count }, clusterBytes),
     });
-    await this.#openOverlay(granted.identity, async (state) => {
-      if (this.#store !== undefined) return this.#store;
-      return await options.format.open({ sizeBytes, uuid: idBytes(uuid), clusterBytes, state });
-    });
+    this.#identity = granted.identity;
     return landed !== undefined;
+  }
+
+  /** What `publish` has published becomes an overlay. Nobody uses it yet. */
+  async openPublished(): Promise<void> {
+    await this.#openOverlay(true, async (state) => this.#store ?? (await this.#openStore(state)));
   }
 
   /** After a restart: the map is there. Throws `OverlayRefusedError` or `ImageOpenError`. */
   async reopen(): Promise<void> {
-    const { env, options } = this.#parts;
-    const { image, sizeBytes, clusterBytes, uuid } = this.entry;
-    const map = await peekMap(env, image);
-    const identity = typeof map === "object" ? map.sourceIdentity : "";
+    const { image, uuid } = this.entry;
+    const map = await peekMap(this.#parts.env, image);
+    this.#identity = typeof map === "object" ? map.sourceIdentity : "";
     if (typeof map === "object" && Buffer.from(map.uuid).toString("hex") !== uuid) {
       const hint = "restore the image, its map and the records together";
       throw new MigrationError("bad-record", `${mapPath(image)} is not the map that was activated`, hint);
     }
-    await this.#openOverlay(identity, (state) =>
-      options.format.open({ sizeBytes, uuid: idBytes(uuid), clusterBytes, state }),
-    );
+    await this.#openOverlay(false, (state) => this.#openStore(state));
     this.#guest = this.#newGuest(this.#overlay?.capabilities);
   }
 
@@ -321,15 +322,19 @@ export class DestinationDisk {
     return precopy;
   }
 
-  async #openOverlay(identity: string, open: (state: MapState) => Promise<OverlayStore>): Promise<void> {
+  #openStore(state: MapState): Promise<OverlayStore> {
+    const { sizeBytes, clusterBytes, uuid } = this.entry;
+    return this.#parts.options.format.open({ sizeBytes, uuid: idBytes(uuid), clusterBytes, state });
+  }
+
+  async #openOverlay(published: boolean, open: (state: MapState) => Promise<OverlayStore>): Promise<void> {
     const { env, bootId } = this.#parts;
-    this.#identity = identity;
     this.#background = this.#newSource("pull", "stall");
     this.#sources = paceSources(env, this.#demand, this.#background);
     const { demand: backing, ahead, background } = this.#sources;
     const path = this.entry.image;
     const openStore = ({ state }: { state: MapState }): Promise<OverlayStore> => open(state);
-    this.#overlay = await openOverlay(env, { path, backing, ahead, background, bootId, openStore });
+    this.#overlay = await openOverlay(env, { path, backing, ahead, background, bootId, published, openStore });
   }
 
   #newGuest(capabilities: BlockDevice["capabilities"] | undefined): ExportDevice {
@@ -373,24 +378,4 @@ export class DestinationDisk {
 /** All files of an image but the record of who owns it. */
 export function filesOf({ image }: Pick<DestinationDiskEntry, "image">): readonly string[] {
   return [image, mapPath(image), `${mapPath(image)}.new`, logPath(image)];
-}
-
-interface Page {
-  readonly bits: Uint8Array;
-  readonly first: number;
-  readonly count: number;
-}
-
-/** Sets the clusters of a page whose grains are in the set. */
-function fillClusters({ bits, first, count }: Page, grains: GrainSet, perGrain: number): void {
-  const end = first + count;
-  for (let at = first; at < end; ) {
-    const grain = Math.floor(at / perGrain);
-    const lastGrain = Math.floor((end - 1) / perGrain);
-    const inSet = grains.has(grain);
-    const run = grains.runEnd(grain, lastGrain, inSet);
-    const next = Math.min(end, (run + 1) * perGrain);
-    if (inSet) setBits(bits, [at - first, next - 1 - first]);
-    at = next;
-  }
 }

@@ -131,18 +131,24 @@ export class DestinationGroup {
 
   /**
    * Everything up to the instant in which this host is the owner. Resolves to the disks of which nothing that was pulled
-   * counts. When it rejects, that instant may have come or not: only `decline` settles it.
+   * counts, and to how long it took to make durable what has to be. When it rejects, that instant may have come or not: only
+   * `decline` settles it.
    */
-  async takeOver({ disks, trackingId, term }: Grant): Promise<readonly string[]> {
+  async takeOver({ disks, trackingId, term }: Grant): Promise<{ fresh: readonly string[]; syncMs: number }> {
+    const { clock } = this.#env;
     const fresh: string[] = [];
-    const prepared = this.#disks.map(async (disk) => {
+    const startMs = clock.nowMs();
+    const published = this.#disks.map(async (disk) => {
       const granted = disks.find(({ name }) => name === disk.name);
       if (granted === undefined) throw new MigrationError("peer", `${disk.name} was not granted`, "begin anew");
-      if (!(await disk.prepareActive({ ...granted, trackingId, term }))) fresh.push(disk.name);
+      if (!(await disk.publish({ ...granted, trackingId, term }))) fresh.push(disk.name);
     });
-    await all(prepared);
+    await all(published);
+    const publishedMs = clock.nowMs();
+    await all(this.#disks.map((disk) => disk.openPublished()));
+    const openMs = clock.nowMs();
     await this.#write({ state: "ACTIVE", term });
-    return fresh;
+    return { fresh, syncMs: publishedMs - startMs + clock.nowMs() - openMs };
   }
 
   async decline(term: number): Promise<void> {

@@ -50,15 +50,17 @@ export class DestinationHandover {
     if (grant.term <= term || !this.#phases.is("precopy", "ready")) {
       return this.#phases.warn("a grant came that cannot be taken up");
     }
+    let taken: { syncMs?: number } = {};
     try {
-      const fresh = await this.#group.takeOver(grant);
+      const { fresh, syncMs } = await this.#group.takeOver(grant);
+      taken = { syncMs };
       if (fresh.length > 0) this.#phases.warn(`nothing that was pulled of ${fresh.join(", ")} counts`);
     } catch (error) {
       return await this.#decline(grant.term, messageOf(error));
     }
     this.#group.goLive(false);
     this.#phases.advance("active");
-    port.send({ type: "active", term: grant.term });
+    port.send({ type: "active", term: grant.term, ...taken });
     await this.#group.writeOwners();
   }
 

@@ -145,6 +145,21 @@ export class GrainSet {
     this.#bits.set(bits, start);
   }
 
+  /** Sets in a page of presence bits those of the clusters whose grains are in the set; a grain is some clusters, whole. */
+  fillClusters({ bits, first, count }: { bits: Uint8Array; first: number; count: number }, clusterBytes: number): void {
+    const perGrain = this.grainBytes / clusterBytes;
+    const end = first + count;
+    for (let at = first; at < end; ) {
+      const grain = Math.floor(at / perGrain);
+      const lastGrain = Math.floor((end - 1) / perGrain);
+      const inSet = this.has(grain);
+      const run = this.runEnd(grain, lastGrain, inSet);
+      const next = Math.min(end, (run + 1) * perGrain);
+      if (inSet) setBits(bits, [at - first, next - 1 - first]);
+      at = next;
+    }
+  }
+
   checksum(): number {
     return crc32(this.#bits);
   }

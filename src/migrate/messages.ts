@@ -49,7 +49,8 @@ export const FromDestination = z.discriminatedUnion("type", [
   z.strictObject({ type: z.literal("ready"), ready: z.boolean() }),
   z.strictObject({ type: z.literal("sync"), id: z.int().min(0) }),
   z.strictObject({ type: z.literal("prepared"), id: z.int().min(0) }),
-  z.strictObject({ type: z.literal("active"), term: Term }),
+  /** `syncMs`: what the record and the maps took to become durable. */
+  z.strictObject({ type: z.literal("active"), term: Term, syncMs: z.number().min(0).optional() }),
   z.strictObject({ type: z.literal("written"), term: Term }),
   z.strictObject({ type: z.literal("declined"), term: Term, reason: text }),
   z.strictObject({ type: z.literal("returned"), term: Term }),

@@ -48,6 +48,8 @@ export class SourceMigration implements AsyncDisposable, Switching {
   readonly disks: readonly SourceDisk[];
   readonly gate: WriteGate;
   readonly link: SourceLink;
+  /** As `Switching` has it. */
+  syncMs = 0;
   readonly phases: PhaseBook<SourcePhase>;
   readonly records: SourceRecords;
   readonly #options: SourceMigrationOptions;
@@ -244,6 +246,7 @@ export class SourceMigration implements AsyncDisposable, Switching {
         this.phases.change.notify();
         break;
       case "active":
+        this.syncMs += message.syncMs ?? 0;
         this.#onActive(message.term);
         break;
       case "written":

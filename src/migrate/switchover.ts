@@ -35,6 +35,8 @@ export interface Switching {
   readonly prepared: number;
   /** Why a switchover that is under way should go back, if it can. */
   readonly callOff: string | undefined;
+  /** What the last switchover has waited for durability, on both sides: flushes, fences, the destination's maps and record. */
+  syncMs: number;
   nextPrepareId(): number;
   /** Guests go on, unless everything is ending. */
   openGate(): void;
@@ -62,6 +64,7 @@ export async function switchOver(source: Switching, { confirm }: SwitchoverOptio
       "wait for ready",
     );
   }
+  source.syncMs = 0;
   // Terms are not used twice, and fences of two switchovers would not go together.
   if (!(await source.records.settle())) throw unsettledError();
   try {
@@ -77,7 +80,7 @@ export async function switchOver(source: Switching, { confirm }: SwitchoverOptio
   const granting = describe(source);
   // It may be nobody's when it fails.
   granting.catch(() => undefined);
-  const fenced = fence(source, port, term);
+  const fenced = syncing(source, () => fence(source, port, term));
   if (source.env.chaos.on("migrate/grant-before-fence")) await grant(source, port, { term });
   await fenced;
   source.phases.advance("granted");
@@ -106,9 +109,16 @@ async function freeze(source: Switching, port: SourcePort): Promise<void> {
   source.gate.hold();
   await within(source, source.limits.drainMsMax, "requests under way do not end", () => source.gate.drained());
   for (const { clean } of source.disks) clean.seal();
-  const flushing = Promise.all(source.disks.map(({ device }) => device.flush()));
-  await within(source, source.limits.drainMsMax, "the flush does not end", () => flushing);
+  const flushing = (): Promise<unknown> => Promise.all(source.disks.map(({ device }) => device.flush()));
+  await syncing(source, () => within(source, source.limits.drainMsMax, "the flush does not end", flushing));
   await sendClean(source, port);
+}
+
+async function syncing<T>(source: Switching, work: () => Promise<T>): Promise<T> {
+  const startMs = source.env.clock.nowMs();
+  const done = await work();
+  source.syncMs += source.env.clock.nowMs() - startMs;
+  return done;
 }
 
 async function fence(source: Switching, port: SourcePort, term: number): Promise<void> {

@@ -16,7 +16,7 @@ export class GuestParts {
   readonly #plan: DestPlan;
   readonly #around: ServeSurroundings;
   readonly #exits: TunnelExits;
-  readonly #meter = new WriteMeter(() => this.arrival?.guestWrote());
+  readonly #meter: WriteMeter;
   #migration: DestinationMigration | undefined;
   #watch: LossWatch | undefined;
 
@@ -25,6 +25,7 @@ export class GuestParts {
     const { qmp, tunnels } = plan;
     this.#plan = plan;
     this.#around = around;
+    this.#meter = new WriteMeter(env.clock, () => this.arrival?.guestWrote());
     const memory = qmp === undefined ? [] : [{ name: MEMORY_TUNNEL, path: qmp.memoryPath }];
     this.#exits = new TunnelExits([...tunnels, ...memory], env.links, log);
     const ownsDisks = (): boolean => this.#migration?.status().owner === "destination";

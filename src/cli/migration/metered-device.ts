@@ -1,21 +1,31 @@
 /** A device whose changes are counted: whether anybody is writing just now. */
 import type { BlockCapabilities, BlockDevice, WriteOptions, ZeroOptions } from "../../block/device.ts";
 import type { Extent } from "../../block/extents.ts";
+import type { Clock } from "../../env/clock.ts";
 
 export class WriteMeter {
   /** Since the start. */
   begun = 0;
   /** Begun, and not done or failed. Those that are held are among them. */
   underWay = 0;
+  readonly #clock: Pick<Clock, "nowMs">;
   readonly #onFirst: () => void;
+  #lastMs = Number.NEGATIVE_INFINITY;
 
   /** `onFirst` is called once, in the turn of the first change. Must not throw. */
-  constructor(onFirst: () => void = () => undefined) {
+  constructor(clock: Pick<Clock, "nowMs">, onFirst: () => void = () => undefined) {
+    this.#clock = clock;
     this.#onFirst = onFirst;
+  }
+
+  /** Since the last change was begun; without end when there was none. */
+  get quietMs(): number {
+    return this.#clock.nowMs() - this.#lastMs;
   }
 
   begin(): void {
     this.begun += 1;
+    this.#lastMs = this.#clock.nowMs();
     if (this.begun === 1) this.#onFirst();
   }
 }

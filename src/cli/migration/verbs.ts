@@ -25,8 +25,9 @@ export async function switchOver(flags: SwitchoverFlags): Promise<number> {
   return report.done || (dryRun && report.obstacle === null) ? EXIT_OK : EXIT_NO;
 }
 
-function renderDone({ pauseSeconds, restBytes, guest }: SwitchoverReport): string {
-  const pause = pauseSeconds === null ? "" : `, writes were held for ${milliseconds(pauseSeconds)}`;
+function renderDone({ pauseSeconds, syncSeconds, restBytes, guest }: SwitchoverReport): string {
+  const syncs = syncSeconds === null ? "" : ` (${milliseconds(syncSeconds)} of it for syncs)`;
+  const pause = pauseSeconds === null ? "" : `, writes were held for ${milliseconds(pauseSeconds)}${syncs}`;
   const rest = restBytes === 0 ? "" : `; ${formatSize(restBytes)} are still to be fetched`;
   return `the destination has the disks${guestText(guest)}${pause}${rest}\n`;
 }

@@ -57,7 +57,7 @@ export async function runSourceMigration(
   await takeStateDirectory(env, plan.stateDirectory, cleanup);
   const late = plan.lateOpen ? await peekDisks(env, plan.disks, { log, cleanup }) : undefined;
   const disks = late ?? (await openDisks(env, plan.disks, { log, cleanup }));
-  const meter = new WriteMeter();
+  const meter = new WriteMeter(env.clock);
   const migration: SourceMigration = await SourceMigration.open({
     ...{ env, disks, stateDirectory: plan.stateDirectory, log, late: plan.lateOpen, rate: plan.rateBytesPerSecond },
     onSwitchRequest: (force) => switchOnRequest({ clock: env.clock, migration, disks, meter, guest }, force),

@@ -18,10 +18,7 @@ export interface Switching {
   readonly guest: GuestMove | undefined;
 }
 
-/**
- * How long clients are watched, at the least: a guest that is busy writes more often. One that was stopped for the switchover
- * waits for it, unless holding its writes and flushing them takes longer.
- */
+/** A guest that has changed nothing for so long has stopped: one that is busy writes more often. */
 const WATCH_MS = 10;
 /** PREPARE, GRANT and what answers them. */
 const ROUND_TRIPS = 3;
@@ -52,7 +49,7 @@ export async function switchover(
   }
   const pauseMs = frozenMs !== undefined && servingMs !== undefined ? servingMs - frozenMs : undefined;
   return report(migration.status(), {
-    ...(pauseMs !== undefined && { pauseSeconds: pauseMs / 1000 }),
+    ...(pauseMs !== undefined && { pauseSeconds: pauseMs / 1000, syncSeconds: migration.syncMs / 1000 }),
     ...(moved !== undefined && { guest: told(moved) }),
   });
 }
@@ -71,7 +68,7 @@ export async function switchOnRequest(source: Switching, force: boolean): Promis
 async function give({ clock, meter, migration }: Switching, force: boolean): Promise<void> {
   // Once the disks are given away it is too late for doubts.
   if (force || migration.phase === "granted") return await migration.switchover();
-  const writes = watchWrites({ clock, meter });
+  const writes = watchWrites({ clock, meter }, WATCH_MS - meter.quietMs);
   if (meter.underWay > 0) throw writersError(meter.underWay);
   const confirm = async (): Promise<void> => {
     const count = await writes();
@@ -88,10 +85,10 @@ function writersError(writes: number): ControlError {
   );
 }
 
-/** Begins to watch. What is returned resolves, after a moment at the least, to the changes begun since, or under way then. */
-function watchWrites({ clock, meter }: Pick<Switching, "clock" | "meter">): () => Promise<number> {
+/** Begins to watch. What is returned resolves, after `ms` at the least, to the changes begun since, or under way then. */
+function watchWrites({ clock, meter }: Pick<Switching, "clock" | "meter">, ms: number): () => Promise<number> {
   const { begun, underWay } = meter;
-  const watched = new Promise<void>((resolve) => clock.setTimer(WATCH_MS, resolve));
+  const watched = ms > 0 && new Promise<void>((resolve) => clock.setTimer(ms, resolve));
   return async () => {
     await watched;
     return meter.begun - begun + underWay;
@@ -100,7 +97,7 @@ function watchWrites({ clock, meter }: Pick<Switching, "clock" | "meter">): () =
 
 async function rehearse(source: Switching): Promise<SwitchoverReport> {
   const { migration, clock, disks, guest } = source;
-  const writes = await watchWrites(source)();
+  const writes = await watchWrites(source, WATCH_MS)();
   const startMs = clock.nowMs();
   await Promise.all(disks.map(({ device }) => device.flush()));
   const flushSeconds = (clock.nowMs() - startMs) / 1000;
@@ -128,7 +125,7 @@ function report(status: SourceStatus, more: Partial<SwitchoverReport>): Switchov
   const { phase, disks, link } = status;
   return {
     done: phase === "serving" || phase === "released",
-    ...{ phase, obstacle: null, writes: null, flushSeconds: null, pauseSeconds: null },
+    ...{ phase, obstacle: null, writes: null, flushSeconds: null, pauseSeconds: null, syncSeconds: null },
     restBytes: phase === "released" ? 0 : disks.reduce((sum, it) => sum + Math.max(0, it.sizeBytes - it.cleanBytes), 0),
     rttSeconds: link.rttMs === undefined ? null : link.rttMs / 1000,
     ...more,

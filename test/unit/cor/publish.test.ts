@@ -3,10 +3,11 @@ import { setBits } from "../../../src/cor/bits.ts";
 import { openMap } from "../../../src/cor/map-file.ts";
 import { PAGE_CLUSTERS } from "../../../src/cor/map-format.ts";
 import { publishMap } from "../../../src/cor/map-publish.ts";
-import { mapPath } from "../../../src/cor/overlay-files.ts";
+import { mapPath, openOverlay } from "../../../src/cor/overlay-files.ts";
 import { Presence } from "../../../src/cor/presence.ts";
+import { createRawOverlay, openRawOverlay } from "../../../src/image/raw-overlay.ts";
 import { FakeFiles } from "../../support/fake-files.ts";
-import { IMAGE, world } from "./support.ts";
+import { IMAGE, kill, memory, world } from "./support.ts";
 
 const CLUSTERS = 2 * PAGE_CLUSTERS + 100;
 const FIELDS = {
@@ -37,7 +38,7 @@ it("publishes a map that says what is local, with its term in both superblocks, 
       await file.read(lost, good);
       await file.write(lost, Buffer.alloc(512, 0xee));
       const map = await openMap(env, mapPath(IMAGE));
-      expect(map.superblock).toMatchObject({ term: 7, state: "clean", sourceIdentity: "disk A" });
+      expect(map.superblock).toMatchObject({ term: 7, state: "open", sourceIdentity: "disk A" });
       await map.close();
       await file.write(lost, good);
     }
@@ -74,4 +75,27 @@ it("leaves the map that was there as it was when the new one cannot be written",
   expect(map.superblock.term).toBe(6);
   await map.close();
   await publishMap(env, { ...FIELDS, fill: () => undefined });
+});
+
+it("is used by whoever has published it without being made durable once more, and by nobody else", async () => {
+  const files = new FakeFiles();
+  const env = world(files);
+  const { uuid, sizeBytes } = FIELDS;
+  await createRawOverlay(env, { path: IMAGE, sizeBytes, uuid, begun: false });
+  await publishMap(env, { ...FIELDS, fill });
+  const syncs = async (published: boolean): Promise<number> => {
+    const before = files.count("dataSync");
+    const overlay = await openOverlay(env, {
+      ...{ path: IMAGE, backing: memory(new Uint8Array(sizeBytes)), bootId: "boot 1", published },
+      openStore: ({ clusterBytes, state }) =>
+        openRawOverlay(env, { path: IMAGE, sizeBytes, uuid, clusterBytes, state }),
+    });
+    const done = files.count("dataSync") - before;
+    expect(overlay.localBytes).toBeGreaterThan(0);
+    // As after a kill: closed in order, it would be clean.
+    kill(files);
+    return done;
+  };
+  expect(await syncs(true)).toBe(0);
+  expect(await syncs(false)).toBeGreaterThan(0);
 });
