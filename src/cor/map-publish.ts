@@ -9,6 +9,7 @@ import { dirname } from "node:path";
 import type { Env } from "../env/env.ts";
 import type { File } from "../env/files.ts";
 import { isZero } from "../util/zeroes.ts";
+import { openMap } from "./map-file.ts";
 import {
   clusterCount,
   encodePage,
@@ -22,6 +23,9 @@ import {
   type Superblock,
 } from "./map-format.ts";
 import { mapPath } from "./overlay-files.ts";
+import { Presence } from "./presence.ts";
+
+type MapEnv = Pick<Env, "files" | "chaos">;
 
 export interface PublishedMap extends Omit<Superblock, "generation" | "state"> {
   /** The image; the map is `IMAGE.map`, and replaces one that is there. */
@@ -31,7 +35,7 @@ export interface PublishedMap extends Omit<Superblock, "generation" | "state"> {
 }
 
 /** Durable with its directory when resolved. The term is in both superblocks. */
-export async function publishMap({ files }: Pick<Env, "files">, map: PublishedMap): Promise<void> {
+export async function publishMap({ files }: Pick<MapEnv, "files">, map: PublishedMap): Promise<void> {
   const { image, fill, ...fields } = map;
   if (!isClusterSize(fields.clusterBytes)) throw new RangeError(`bad cluster size ${fields.clusterBytes}`);
   const path = mapPath(image);
@@ -48,6 +52,21 @@ export async function publishMap({ files }: Pick<Env, "files">, map: PublishedMa
   }
   await files.rename(beside, path);
   await files.syncDirectory(dirname(path));
+}
+
+/**
+ * Publishes a map that says nothing, reads it as whoever opens an overlay does, and takes it away again. What does not work
+ * with these files shows now; and when it has to work while a guest waits, none of it is done for the first time.
+ */
+export async function rehearseMap(env: MapEnv, fields: Omit<PublishedMap, "fill">): Promise<void> {
+  await publishMap(env, { ...fields, fill: () => undefined });
+  const map = await openMap(env, mapPath(fields.image));
+  try {
+    await new Presence(map, clusterCount(fields.sizeBytes, fields.clusterBytes)).open(false);
+    await env.files.unlink(map.path);
+  } finally {
+    await map.close();
+  }
 }
 
 async function writePages(

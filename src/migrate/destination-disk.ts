@@ -6,7 +6,7 @@ import type { BlockDevice } from "../block/device.ts";
 import type { MapState, OverlayStore } from "../block/overlay-store.ts";
 import { openIntentLog } from "../cor/intent-log.ts";
 import { peekMap } from "../cor/map-peek.ts";
-import { publishMap } from "../cor/map-publish.ts";
+import { publishMap, rehearseMap } from "../cor/map-publish.ts";
 import type { Overlay } from "../cor/overlay.ts";
 import { logPath, mapPath, openOverlay } from "../cor/overlay-files.ts";
 import type { Env } from "../env/env.ts";
@@ -116,14 +116,14 @@ export class DestinationDisk {
 
   /** Makes an empty image in the place of whatever an earlier life has left of this migration. */
   async make(): Promise<void> {
-    const { options } = this.#parts;
-    const { sizeBytes, clusterBytes } = this.entry;
+    const { env, bootId, options } = this.#parts;
+    const { image, sizeBytes, clusterBytes } = this.entry;
     const uuid = idBytes(this.entry.uuid);
-    await this.#parts.options.format.create({ sizeBytes, uuid, begun: false });
+    await options.format.create({ sizeBytes, uuid, begun: false });
     this.#store = await options.format.open({ sizeBytes, uuid, clusterBytes, state: "new" });
+    await rehearseMap(env, { image, uuid, sizeBytes, clusterBytes, sourceIdentity: "", term: 0 });
     // It is there when the disk is taken: a guest waits then, and a new file costs it as much as a sync.
-    const { env, bootId } = this.#parts;
-    const { log } = await openIntentLog(env, { path: logPath(this.entry.image), uuid, bootId });
+    const { log } = await openIntentLog(env, { path: logPath(image), uuid, bootId });
     await log.close();
     this.#guest = this.#newGuest(this.#store.capabilities);
   }
