@@ -12,6 +12,7 @@ export const MIGRATE_CHAOS_POINTS = {
   "migrate/landed-kept-while-pulling":
     "a grain that is pulled again counts as landed while its new bytes are on the way",
   "migrate/owner-before-returned": "the destination gives the disks back before that is durable",
+  "migrate/first-write-not-noted": "a destination's guest may write before that is written down",
   "migrate/heat-ignored": "the destination brings a disk from its beginning to its end, whatever its guest used",
   "migrate/records-not-rewritten": "a restarted side relies on records that may be in the page cache only",
 } as const;

@@ -40,7 +40,7 @@ export interface DestinationDiskParts {
   readonly connect: (kind: "read" | "pull", disk: string, signal: AbortSignal) => Promise<SourceSession>;
   /** As `PrecopyParts.sync`. */
   readonly sync: () => Promise<boolean>;
-  readonly onWrote: () => void;
+  readonly noteWrite: () => Promise<void>;
   readonly onProgress: () => void;
 }
 
@@ -340,9 +340,9 @@ export class DestinationDisk {
   #newGuest(capabilities: BlockDevice["capabilities"] | undefined): ExportDevice {
     if (capabilities === undefined) throw new Error("the disk is not set up");
     const early = this.#parts.earlyReads === "passthrough" ? { early: this.#demand } : { early: undefined };
-    const { onWrote } = this.#parts;
+    const { noteWrite } = this.#parts;
     return new ExportDevice({
-      ...{ sizeBytes: this.entry.sizeBytes, capabilities: { ...capabilities, extents: true }, onWrote },
+      ...{ sizeBytes: this.entry.sizeBytes, capabilities: { ...capabilities, extents: true }, noteWrite },
       ...early,
     });
   }

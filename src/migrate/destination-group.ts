@@ -2,6 +2,7 @@
  * The disks of a destination, as one: the record that says whose they are, and what each change of it takes. A change is
  * durable when its promise resolves, and not before; who tells the source waits for that.
  */
+import { blockErrorFrom } from "../cor/errors.ts";
 import { CLUSTER_BYTES_DEFAULT } from "../cor/overlay-files.ts";
 import type { Env } from "../env/env.ts";
 import type { HydrationOutcome } from "../stream/hydration-parts.ts";
@@ -13,6 +14,7 @@ import { MigrationError } from "./errors.ts";
 import { type DestinationDiskEntry, type DestinationRecord, writeDestination } from "./group-records.ts";
 import { newId } from "./ids.ts";
 import type { FromSource, Verdict } from "./messages.ts";
+import { Serial } from "./serial.ts";
 
 export type Welcome = Extract<FromSource, { type: "welcome" }>;
 export type Grant = Extract<FromSource, { type: "grant" }>;
@@ -21,6 +23,7 @@ export interface DestinationHooks {
   /** Opens a session over the link, once the source has welcomed us. */
   readonly session: (kind: "read" | "pull", disk: string, signal: AbortSignal) => Promise<SourceSession>;
   readonly sync: () => Promise<boolean>;
+  /** A guest's first change is let through. */
   readonly onWrote: () => void;
   readonly onProgress: () => void;
   /** Everything is being made durable: the mutant's moment. */
@@ -33,6 +36,9 @@ export class DestinationGroup {
   readonly #options: DestinationMigrationOptions;
   readonly #hooks: DestinationHooks;
   #record: DestinationRecord;
+  /** A guest's first change is noted while something else may be under way. */
+  readonly #writing = new Serial();
+  #noting: Promise<void> | undefined;
   #disks: readonly DestinationDisk[] = [];
   #paused = false;
   /** The source cannot be read before it has given the disks away. */
@@ -72,7 +78,7 @@ export class DestinationGroup {
     return this.#paused;
   }
 
-  /** A guest of any disk has changed it, or may have in an earlier life. */
+  /** A guest of any disk has changed it, in an earlier life perhaps, or is about to. */
   get wrote(): boolean {
     return this.#disks.some((disk) => disk.guest.wrote);
   }
@@ -88,8 +94,7 @@ export class DestinationGroup {
     this.#disks = this.#record.disks.map((entry) => this.#newDisk(entry));
     for (const disk of this.#disks) await disk.reopen();
     await this.writeOwners();
-    // In its earlier life its guest may have written.
-    this.goLive(true);
+    this.goLive(this.#record.written ?? true);
   }
 
   /** Makes the images: the sizes are known now. Throws `MigrationError` and what the images throw. */
@@ -147,7 +152,7 @@ export class DestinationGroup {
     const publishedMs = clock.nowMs();
     await all(this.#disks.map((disk) => disk.openPublished()));
     const openMs = clock.nowMs();
-    await this.#write({ state: "ACTIVE", term });
+    await this.#write({ state: "ACTIVE", term, written: false });
     return { fresh, syncMs: publishedMs - startMs + clock.nowMs() - openMs };
   }
 
@@ -204,22 +209,38 @@ export class DestinationGroup {
   async close(): Promise<void> {
     const disks = this.#disks;
     await Promise.all(disks.map((disk) => disk.close()));
+    await this.#writing.idle();
   }
 
-  async #write(change: Partial<DestinationRecord>): Promise<void> {
-    const next = { ...this.#record, ...change };
-    await writeDestination(this.#env, this.#options.stateDirectory, next);
-    this.#record = next;
+  /** Before a guest's first change is let through. Complete disks are not given back: nobody will ask. */
+  async #noteWrite(): Promise<void> {
+    const unasked = this.#record.state === "COMPLETE" || this.#env.chaos.on("migrate/first-write-not-noted");
+    this.#noting ??= (unasked ? Promise.resolve() : this.#write({ written: true })).then(
+      () => this.#hooks.onWrote(),
+      (error: unknown) => {
+        this.#noting = undefined;
+        throw blockErrorFrom(error);
+      },
+    );
+    await this.#noting;
+  }
+
+  #write(change: Partial<DestinationRecord>): Promise<void> {
+    return this.#writing.run(async () => {
+      const next = { ...this.#record, ...change };
+      await writeDestination(this.#env, this.#options.stateDirectory, next);
+      this.#record = next;
+    });
   }
 
   #newDisk(entry: DestinationDiskEntry): DestinationDisk {
     const { env, bootId, earlyReads, onSourceLoss, lossDeadlineMs, rate, disks, log } = this.#options;
     const options = disks.find(({ name }) => name === entry.name);
     if (options === undefined) throw new Error(`there is no disk ${entry.name}`);
-    const { session: connect, sync, onWrote, onProgress } = this.#hooks;
+    const { session: connect, sync, onProgress } = this.#hooks;
     const disk = new DestinationDisk({
       ...{ env, options, entry, bootId, earlyReads, onSourceLoss, lossDeadlineMs, rate, log },
-      ...{ connect, sync, onWrote, onProgress },
+      ...{ connect, sync, onProgress, noteWrite: () => this.#noteWrite() },
     });
     if (this.#paused) disk.pause();
     return disk;

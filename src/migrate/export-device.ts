@@ -3,8 +3,10 @@
  * back. It is there, with its right size, long before the disk is: an incoming VMM opens it, and reads its first block.
  *
  * - Early reads go to the source and leave no trace here, or fail. Changes are refused; flushes have nothing to do.
- * - `wrote` is set in the same turn in which the first change is let through, and `close` shuts in the same turn in which
- *   it has looked: so a disk is given back only if nobody's change was accepted.
+ * - A guest's first change waits until it is written down that there was one: a disk is given back only if there was none,
+ *   also by a process that knows no more than its records.
+ * - `wrote` is set in the same turn in which that begins, and whoever gives the disk back shuts in the same turn in which it
+ *   has looked.
  */
 import type { BlockCapabilities, BlockDevice, WriteOptions, ZeroOptions } from "../block/device.ts";
 import { BlockError, checkRange } from "../block/error.ts";
@@ -21,8 +23,8 @@ export interface ExportParts {
   readonly capabilities: BlockCapabilities;
   /** Early reads; undefined: they are refused. */
   readonly early: Pick<BlockDevice, "read"> | undefined;
-  /** The first change was let through. Must not throw. */
-  readonly onWrote: () => void;
+  /** A guest is about to change it. Durable when resolved; when it rejects, the change is not let through. */
+  readonly noteWrite: () => Promise<void>;
 }
 
 export class ExportDevice implements BlockDevice {
@@ -30,7 +32,9 @@ export class ExportDevice implements BlockDevice {
   readonly capabilities: BlockCapabilities;
   readonly #parts: ExportParts;
   #live: GuestTarget | undefined;
-  #wrote = false;
+  /** Changes that wait for the note. */
+  #noting = 0;
+  #noted = false;
 
   constructor(parts: ExportParts) {
     this.#parts = parts;
@@ -38,15 +42,15 @@ export class ExportDevice implements BlockDevice {
     this.capabilities = { ...parts.capabilities, readOnly: false };
   }
 
-  /** A guest's change was let through. */
+  /** A guest's change was let through, or is about to be. */
   get wrote(): boolean {
-    return this.#wrote;
+    return this.#noted || this.#noting > 0;
   }
 
   /** From now on everything goes to `device`. `wrote`: guests may have changed it in an earlier life. */
   activate(device: GuestTarget, wrote: boolean): void {
     this.#live = device;
-    this.#wrote = wrote;
+    this.#noted = wrote;
   }
 
   /** As before activation. */
@@ -67,8 +71,7 @@ export class ExportDevice implements BlockDevice {
   }
 
   writeNow(offset: number, from: Uint8Array): number {
-    if (this.#live === undefined) return -1;
-    this.#noteWrite();
+    if (this.#live === undefined || !this.#noted) return -1;
     return this.#live.writeNow(offset, from);
   }
 
@@ -110,7 +113,7 @@ export class ExportDevice implements BlockDevice {
   async #change(offset: number, length: number, act: (device: BlockDevice) => Promise<void>): Promise<void> {
     checkRange(offset, length, this.sizeBytes);
     if (this.#live === undefined) throw new BlockError("permission", "the disk does not belong to this host");
-    this.#noteWrite();
+    if (!this.#noted) await this.#note();
     await this.#insist(offset, length, act);
   }
 
@@ -129,9 +132,13 @@ export class ExportDevice implements BlockDevice {
     }
   }
 
-  #noteWrite(): void {
-    if (this.#wrote) return;
-    this.#wrote = true;
-    this.#parts.onWrote();
+  async #note(): Promise<void> {
+    this.#noting += 1;
+    try {
+      await this.#parts.noteWrite();
+      this.#noted = true;
+    } finally {
+      this.#noting -= 1;
+    }
   }
 }

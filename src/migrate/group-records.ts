@@ -33,6 +33,8 @@ export const DestinationRecord = z.strictObject({
   /** Absent until the source was met. */
   migrationId: ID.optional(),
   term: Term,
+  /** Of an owner: a guest has changed a disk, or was about to. Absent: for all that is known it has. */
+  written: z.boolean().optional(),
   disks: z.array(DestinationDiskEntry).max(DISKS_MAX),
 });
 export type DestinationRecord = z.output<typeof DestinationRecord>;

@@ -6,13 +6,14 @@
 import { MigrationError } from "../../src/migrate/errors.ts";
 import type { SourceMigration } from "../../src/migrate/source.ts";
 import type { Prng } from "../support/seed.ts";
-import type { When } from "./migrate-steps.ts";
+import type { StepKind, When } from "./migrate-steps.ts";
 import { MigrateWorld, type MigrateWorldOptions, type SimDiskInfo } from "./migrate-world.ts";
 import { OracleError } from "./oracle.ts";
 import { drawHabits, Guest } from "./workload.ts";
 
-export type Story = "setup" | "precopy" | "handover" | "return" | "cancel" | "release";
-export const STORIES: readonly Story[] = ["setup", "precopy", "handover", "return", "cancel", "release"];
+export const STORIES = ["setup", "precopy", "handover", "return", "contest", "cancel", "release"] as const;
+/** `return`: the disks are asked back, and nobody has written to them; `contest`: while somebody is about to. */
+export type Story = (typeof STORIES)[number];
 /** A process is killed, its host loses power, or first the one and soon after its restart the other. */
 export const FAULTS = [
   ...(["kill source", "kill dest", "power source", "power dest", "power both"] as const),
@@ -27,8 +28,8 @@ export interface Order {
 }
 
 export interface Outcome {
-  /** Steps of the story: where a fault can be ordered. */
-  readonly steps: number;
+  /** The steps of the story: where a fault can be ordered. */
+  readonly steps: readonly StepKind[];
   readonly fired: boolean;
   readonly owner: "source" | "dest";
   readonly trace: string;
@@ -39,6 +40,7 @@ const STABLE_MS = 3000;
 const STORY_MS = 20_000;
 
 interface Working {
+  readonly side: "source" | "dest";
   readonly guest: Guest;
   readonly done: Promise<unknown>;
 }
@@ -81,16 +83,20 @@ class History {
       if (!(error instanceof MigrationError)) this.#finding ??= error;
     });
     await this.#until(() => this.#fired || this.#over, STORY_MS);
+    steps.counting = false;
+    await this.#until(() => this.#fired || steps.underWay === 0, STORY_MS);
     steps.disarm();
     // A cut ends nothing: what was asked for comes about, or is refused.
     if (fault?.what === "cut") await this.#until(() => this.#over, STORY_MS);
     if (this.#fired && fault?.what.startsWith("twice")) await this.#again(fault.what === "twice source");
     await scheduler.runFor(0.02 + this.#rng.float() * this.#rng.pick([0.1, 5, 500]));
     this.#rethrow();
-    const owner = await this.#settle();
+    let owner = await this.#settle();
+    const asked = this.#order.story === "return" || this.#order.story === "contest";
+    if (asked && owner === "dest" && (await this.#askBack())) owner = await this.#settle();
     await this.#goOn(owner);
     this.#rethrow();
-    return { steps: steps.count, fired: this.#fired, owner, trace: scheduler.traceHash };
+    return { steps: steps.kinds, fired: this.#fired, owner, trace: scheduler.traceHash };
   }
 
   #over = false;
@@ -119,6 +125,7 @@ class History {
     await this.#pause(this.#rng.float() * this.#rng.pick([60, 60, 1500]));
     if (story === "precopy") return;
     at.steps.counting = story === "handover" || story === "cancel";
+    if (story === "return" || (story === "contest" && this.#rng.chance(0.7))) at.wayBack.take();
     if (story === "cancel") {
       const switching = source.switchover().catch(() => undefined);
       await this.#pause(this.#rng.float() * 10);
@@ -131,7 +138,37 @@ class History {
     at.steps.counting = true;
     if (story === "return") return await source.cancel("the VM did not come over");
     await this.#move();
+    if (story === "contest") {
+      await this.#pause(this.#rng.float() * this.#rng.pick([0, 1, 10]));
+      return await source.cancel("the VM is wanted back");
+    }
     await dest.whenPhase("complete");
+  }
+
+  /**
+   * What has died while the disks were on their way back may have to be asked again: unless somebody has written to them,
+   * or all of them is over there, they come. Resolves to whether they have.
+   */
+  async #askBack(): Promise<boolean> {
+    const { scheduler } = this.#at;
+    for (let attempt = 0; attempt < 5; attempt++) {
+      const source = this.#at.source?.migration;
+      if (source === undefined) throw new Error("the source does not run");
+      const refusal = await scheduler.complete(
+        source.cancel("asked again").then(
+          () => undefined,
+          (error: unknown) => error,
+        ),
+        SETTLE_MS,
+      );
+      if (refusal === undefined) return true;
+      if (!(refusal instanceof MigrationError)) throw refusal;
+      const wrote = refusal.message.includes("written");
+      if (wrote && !this.#moved) throw new OracleError(`nobody has written, and they are kept: ${this.where()}`);
+      if (refusal.code !== "not-connected") return false;
+      await scheduler.runFor(1000);
+    }
+    throw new OracleError(`nobody can be asked for the disks: ${this.where()}`);
   }
 
   #strike(what: Fault): void {
@@ -179,6 +216,7 @@ class History {
       disk.oracle.recover(power ? "power-loss" : "process-kill", bytes);
     }
     this.#guests = [];
+    if (owner === "source") this.#moved = false;
     return owner;
   }
 
@@ -194,15 +232,17 @@ class History {
   /** What was held goes on if the source does; it fails once the destination's guest has written. */
   async #checkHeld(owner: "source" | "dest"): Promise<void> {
     // Another process than before knows nothing of them.
-    if (owner !== "source" || this.#guests.length === 0 || this.#at.source !== this.#firstSource) return;
-    await this.#at.scheduler.complete(Promise.all(this.#guests.map(({ done }) => done)), SETTLE_MS);
-    if (this.#guests.some(({ guest }) => guest.failures > 0)) throw new OracleError("a held write has failed");
+    const held = this.#guests.filter(({ side }) => side === "source");
+    if (owner !== "source" || held.length === 0 || this.#at.source !== this.#firstSource) return;
+    await this.#at.scheduler.complete(Promise.all(held.map(({ done }) => done)), SETTLE_MS);
+    if (held.some(({ guest }) => guest.failures > 0)) throw new OracleError("a held write has failed");
   }
 
   /** From wherever it is now: to the destination, and to the end. */
   async #goOn(owner: "source" | "dest"): Promise<void> {
     const at = this.#at;
     const { scheduler } = at;
+    at.wayBack.letGo();
     if (owner === "source") {
       await this.#letWork("source");
       await scheduler.runFor(20);
@@ -290,7 +330,7 @@ class History {
       done.catch((error: unknown) => {
         this.#finding ??= error;
       });
-      this.#guests.push({ guest, done });
+      this.#guests.push({ side, guest, done });
     }
   }
 

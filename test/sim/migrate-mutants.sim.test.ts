@@ -28,6 +28,7 @@ const WHERE: Partial<Record<MigrateChaosPoint, Where>> = {
   "migrate/tracking-ignored": { story: "precopy", faults: ["kill source"] },
   "migrate/held-writes-fail-on-thaw": { story: "return", world: { requests: 150 } },
   "migrate/owner-before-returned": { story: "return", faults: ["power dest", "power both"] },
+  "migrate/first-write-not-noted": { story: "contest", faults: ["kill dest"], stepMax: 20 },
   "migrate/records-not-rewritten": {
     ...{ story: "handover", faults: ["twice source"], stepMax: 8, whens: ["before"], world: { requests: 3 } },
   },

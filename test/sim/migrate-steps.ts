@@ -1,9 +1,11 @@
 /**
- * Counts what a process does to files, so that a fault can be ordered at each step: before it, after it (the process does
- * not learn of it), or a moment later, when a message that follows from it is on its way.
+ * Counts what processes do to files, and if that is wished what they send, so that a fault can be ordered at each step:
+ * before it, after it (the process does not learn of it), or a moment later, when a message that follows from it is on its
+ * way.
  */
 import type { Env } from "../../src/env/env.ts";
 import type { File, Files, OpenOptions } from "../../src/env/files.ts";
+import type { ByteStream } from "../../src/env/links.ts";
 import type { SimEnv } from "./sim-env.ts";
 
 export type When = "before" | "after" | "later";
@@ -13,10 +15,15 @@ const LATER_MS = 0.01;
 
 const CHANGES: ReadonlySet<PropertyKey> = new Set(["write", "truncate", "punchHole", "zeroRange", "dataSync"]);
 
+/** Something that lasts, or a message that leaves. */
+export type StepKind = "file" | "send";
+
 export class Steps {
-  /** Steps that were taken while it was counting. */
-  count = 0;
+  /** Those that were taken while it was counting. */
+  readonly kinds: StepKind[] = [];
   counting = false;
+  /** Counted ones that have not come to their end. */
+  underWay = 0;
   /** Called before and after each step, whoever counts. */
   onStep: () => void = () => {};
   #order: { readonly step: number; readonly when: When; readonly fault: () => void } | undefined;
@@ -34,23 +41,43 @@ export class Steps {
 
   async take<T>(env: SimEnv, act: () => Promise<T>): Promise<T> {
     this.onStep();
-    const step = this.counting ? this.count++ : -1;
+    const step = this.#count("file");
     this.#fire(step, "before");
     if (!env.process.alive) return await never();
-    const result = await act();
+    if (step >= 0) this.underWay += 1;
+    const result = await act().finally(() => {
+      if (step >= 0) this.underWay -= 1;
+    });
     this.onStep();
-    this.#fire(step, "after");
-    const order = this.#order;
-    if (order?.step === step && order.when === "later") {
-      // Not a timer of the process: it may be the one that dies.
-      this.#order = undefined;
-      this.later(LATER_MS, order.fault);
-    }
+    this.#fireAfter(step);
     if (!env.process.alive) return await never();
     return result;
   }
 
+  /** The same for what is done in one turn. */
+  takeNow(env: SimEnv, act: () => void): void {
+    const step = this.#count("send");
+    this.#fire(step, "before");
+    if (!env.process.alive) return;
+    act();
+    this.#fireAfter(step);
+  }
+
   later: (delayMs: number, act: () => void) => void = () => {};
+
+  /** Its number; -1: it does not count. */
+  #count(kind: StepKind): number {
+    return this.counting ? this.kinds.push(kind) - 1 : -1;
+  }
+
+  #fireAfter(step: number): void {
+    this.#fire(step, "after");
+    const order = this.#order;
+    if (order?.step !== step || order.when !== "later") return;
+    // Not a timer of the process: it may be the one that dies.
+    this.#order = undefined;
+    this.later(LATER_MS, order.fault);
+  }
 
   #fire(step: number, when: When): void {
     const order = this.#order;
@@ -104,6 +131,19 @@ class SteppingFiles implements Files {
   syncDirectory(path: string): Promise<void> {
     return this.#steps.take(this.#env, () => this.#env.files.syncDirectory(path));
   }
+}
+
+/** `stream`, whose every write counts. */
+export function steppingStream(stream: ByteStream, env: SimEnv, steps: Steps): ByteStream {
+  return new Proxy(stream, {
+    get: (target, property) => {
+      const value: unknown = Reflect.get(target, property, target);
+      if (typeof value !== "function") return value;
+      const bound = value.bind(target) as (...args: unknown[]) => void;
+      if (property !== "write") return bound;
+      return (...args: unknown[]) => steps.takeNow(env, () => bound(...args));
+    },
+  });
 }
 
 function never<T>(): Promise<T> {

@@ -3,6 +3,7 @@
  * is a process that can be killed, lose power with its host, and be started anew.
  */
 import type { BlockDevice } from "../../src/block/device.ts";
+import type { Env } from "../../src/env/env.ts";
 import type { ByteStream } from "../../src/env/links.ts";
 import { openRaw, type RawImage } from "../../src/image/raw.ts";
 import { createRawOverlay, openRawOverlay } from "../../src/image/raw-overlay.ts";
@@ -15,7 +16,7 @@ import { SourceMigration } from "../../src/migrate/source.ts";
 import { NbdServer } from "../../src/nbd/server/server.ts";
 import type { ServerLog } from "../../src/nbd/server/server-log.ts";
 import { quietLog } from "./link-world.ts";
-import { Steps, stepping } from "./migrate-steps.ts";
+import { Steps, stepping, steppingStream } from "./migrate-steps.ts";
 import { Oracle, OracleError } from "./oracle.ts";
 import { kindBehaviour } from "./sim-disk.ts";
 import { type SimEnv, type SimHost, SimWorld } from "./sim-env.ts";
@@ -37,6 +38,8 @@ export interface MigrateWorldOptions {
   readonly log?: ServerLog;
   /** Of each guest; otherwise the seed has it. */
   readonly requests?: number;
+  /** What either side sends are steps as well. */
+  readonly countsSends?: boolean;
 }
 
 interface SourceSide {
@@ -58,6 +61,24 @@ export interface SimDiskInfo {
   readonly destPath: string;
 }
 
+/** Whoever waits goes on when it is let go. */
+class Hold {
+  #held: PromiseWithResolvers<void> | undefined;
+
+  take(): void {
+    this.#held ??= Promise.withResolvers<void>();
+  }
+
+  letGo(): void {
+    this.#held?.resolve();
+    this.#held = undefined;
+  }
+
+  async released(): Promise<void> {
+    await this.#held?.promise;
+  }
+}
+
 export class MigrateWorld {
   readonly world: SimWorld;
   readonly disks: readonly SimDiskInfo[];
@@ -70,9 +91,12 @@ export class MigrateWorld {
   /** The source's disks may have lost what no flush had covered. */
   sourceLostPower = false;
   destLostPower = false;
+  /** A guest that may not arrive keeps the way back open: while it does, disks do not become complete. */
+  readonly wayBack = new Hold();
   /** What must never be, and was. */
   violation: Error | undefined;
   readonly #log: ServerLog;
+  readonly #countsSends: boolean;
   #destDirectory = 1;
   #boots = 1;
 
@@ -86,11 +110,13 @@ export class MigrateWorld {
       latencyMs,
       nowRefused,
       requests,
+      countsSends = false,
       log = quietLog,
     }: MigrateWorldOptions = {},
   ) {
     this.world = new SimWorld(seed);
     this.#log = log;
+    this.#countsSends = countsSends;
     this.requests = requests ?? this.world.rng.pick([10, 40, 150]);
     const { rng, net } = this.world;
     this.mode = mode ?? rng.pick(["hybrid", "hybrid", "precopy", "postcopy"]);
@@ -157,7 +183,7 @@ export class MigrateWorld {
     });
     const exports = migration.exports.map(({ name, plain }) => ({ name, device: plain, readOnly: true }));
     const port = new NbdServer({ clock: env.clock, exports, upgrade: migration.upgrade, log: quietLog });
-    env.links.listen(ADDRESS, (stream: ByteStream) => port.accept(stream));
+    env.links.listen(ADDRESS, (stream: ByteStream) => port.accept(this.#counted(stream, env)));
     this.source = { env, migration, images, port };
     this.checkOwners();
     return migration;
@@ -180,7 +206,8 @@ export class MigrateWorld {
       }),
       ...{ stateDirectory: `/state${this.#destDirectory}`, mode: this.mode, earlyReads: "passthrough" },
       ...{ onSourceLoss: "stall", bootId: `boot ${this.#boots}`, log: this.#log, tailBytesMax: 2 * GRAIN_BYTES },
-      connect: (signal) => dialLink(env, { address: ADDRESS, tls: { mode: "off" }, signal }),
+      mayComplete: () => this.wayBack.released(),
+      connect: (signal) => dialLink(this.#dialling(env), { address: ADDRESS, tls: { mode: "off" }, signal }),
     });
     this.dest = { env, migration };
     this.checkOwners();
@@ -237,6 +264,18 @@ export class MigrateWorld {
 
   paths(side: "source" | "dest"): string[] {
     return this.#host(side).disk.paths;
+  }
+
+  #counted(stream: ByteStream, env: SimEnv): ByteStream {
+    return this.#countsSends ? steppingStream(stream, env, this.steps) : stream;
+  }
+
+  #dialling(env: SimEnv): Pick<Env, "clock" | "links" | "random"> {
+    const { clock, random, links } = env;
+    return {
+      ...{ clock, random },
+      links: { dial: async (address, signal) => this.#counted(await links.dial(address, signal), env) },
+    };
   }
 
   #host(name: string): SimHost {

@@ -185,6 +185,7 @@ export class SimClock implements Clock {
   readonly #timers = new Set<Timer>();
   /** Each process begins to count somewhere else, so that nobody compares times across a restart. */
   readonly #originMs: number;
+  #stopped = false;
 
   constructor(scheduler: Scheduler, originMs: number) {
     this.#scheduler = scheduler;
@@ -205,6 +206,8 @@ export class SimClock implements Clock {
   }
 
   setTimer(delayMs: number, fire: () => void): Timer {
+    // A process that dies in the midst of a turn comes to the end of that turn here.
+    if (this.#stopped) return { cancel: () => undefined };
     const event = this.#scheduler.after(delayMs, "timer", () => {
       this.#timers.delete(timer);
       fire();
@@ -221,6 +224,7 @@ export class SimClock implements Clock {
 
   /** The process is gone. */
   stop(): void {
+    this.#stopped = true;
     for (const timer of [...this.#timers]) timer.cancel();
   }
 }

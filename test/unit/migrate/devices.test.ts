@@ -130,10 +130,14 @@ describe("a session of the destination", () => {
 function exportOf(early: boolean) {
   const remote = new MemoryDevice({ sizeBytes: SIZE, content: pattern(0, SIZE, 1) });
   const local = new MemoryDevice({ sizeBytes: SIZE, content: pattern(0, SIZE, 2) });
-  let wrote = 0;
+  const notes: PromiseWithResolvers<void>[] = [];
   const guest = new ExportDevice({
     ...{ sizeBytes: SIZE, capabilities: local.capabilities, early: early ? remote : undefined },
-    onWrote: () => (wrote += 1),
+    noteWrite: () => {
+      const note = Promise.withResolvers<void>();
+      notes.push(note);
+      return note.promise;
+    },
   });
   const live = Object.assign(Object.create(local) as MemoryDevice, {
     isLocal: () => true,
@@ -141,7 +145,7 @@ function exportOf(early: boolean) {
     write: (offset: number, from: Uint8Array) => local.write(offset, from),
     writeNow: (offset: number, from: Uint8Array) => local.writeNow(offset, from),
   });
-  return { guest, live, local, wrote: () => wrote };
+  return { guest, live, local, notes };
 }
 
 describe("a disk on the destination", () => {
@@ -160,17 +164,36 @@ describe("a disk on the destination", () => {
     await expect(exportOf(false).guest.read(0, into)).rejects.toMatchObject({ code: "io" });
   });
 
-  test("notes the first change in the turn in which it is let through, and refuses them again once it is shut", async () => {
-    const { guest, live, wrote } = exportOf(true);
+  test("lets a first change through once it is noted that there is one, and refuses them again once it is shut", async () => {
+    const { guest, live, local, notes } = exportOf(true);
     guest.activate(live, false);
-    expect([guest.wrote, wrote()]).toEqual([false, 0]);
+    expect([guest.wrote, guest.writeNow(0, ONE), notes.length]).toEqual([false, -1, 0]);
     const writing = guest.write(0, ONE);
-    expect([guest.wrote, wrote()]).toEqual([true, 1]);
+    // It counts from this turn on, and is not done before the note is.
+    expect([guest.wrote, notes.length, guest.writeNow(0, ONE)]).toEqual([true, 1, -1]);
+    expect(await settled(writing)).toBe("waiting");
+    const into = Buffer.alloc(512);
+    await local.read(0, into);
+    expect(into.equals(ONE)).toBe(false);
+    notes[0]?.resolve();
     await writing;
-    guest.writeNow(512, ONE);
-    expect(wrote()).toBe(1);
+    await guest.write(0, ONE);
+    expect([guest.writeNow(512, ONE), guest.wrote, notes.length]).toEqual([512, true, 1]);
     guest.shut();
     await expect(guest.write(0, ONE)).rejects.toMatchObject({ code: "permission" });
+  });
+
+  test("does not count a change that could not be noted, and lets none through that waited while it was shut", async () => {
+    const { guest, live, notes } = exportOf(true);
+    guest.activate(live, false);
+    const failing = guest.write(0, ONE);
+    notes[0]?.reject(new BlockError("no-space", "full"));
+    await expect(failing).rejects.toThrow("full");
+    expect(guest.wrote).toBe(false);
+    const late = guest.writeZeroes(0, 512);
+    guest.shut();
+    notes[1]?.resolve();
+    await expect(late).rejects.toMatchObject({ code: "permission" });
   });
 
   test("answers from what is here when the source was let go meanwhile", async () => {
