@@ -9,16 +9,20 @@ import { BlockError } from "../../block/error.ts";
 import { type CheckHooks, CheckStoppedError } from "../tables/background-check.ts";
 import { type BadEntry, type CheckReport, LISTED_ENTRIES_MAX } from "../tables/check-report.ts";
 import type { ImageFile } from "../tables/image-file.ts";
-import { type ScanPart, scanTable } from "../tables/scan.ts";
+import { newScanBuffer, SCAN_BYTES, type ScanPart, scanTable } from "../tables/scan.ts";
+import { Turns } from "../tables/turns.ts";
 import { decodeEntry, type Entry, QCOW2_ENTRY_BYTES, QCOW2_OFLAG_COPIED_HIGH } from "./entries.ts";
 import type { EntryRules } from "./entry-rules.ts";
 import { clusterBytesOf, type Qcow2Geometry, type Qcow2Header } from "./header.ts";
-import type { Refcounts } from "./refcounts.ts";
-import { ReferenceCounts } from "./reference-counts.ts";
+import { newCountsBuffer, type Refcounts } from "./refcounts.ts";
+import { ReferenceCounts, type ReferenceCountsOptions } from "./reference-counts.ts";
+import { withoutFlag } from "./table-offsets.ts";
 import { decodeL1Entry, isGoodEntry } from "./tables.ts";
 
 /** Counts that are compared at a time. */
-const COMPARED_MAX = 32_768;
+const COMPARED_MAX = 8192;
+/** What it takes to find that a table is empty. */
+const STEPS_PER_TABLE = 256;
 const SECTOR_BYTES = 512;
 
 export interface Qcow2CheckParts extends Partial<CheckHooks> {
@@ -30,8 +34,8 @@ export interface Qcow2CheckParts extends Partial<CheckHooks> {
   readonly repair: "none" | "leaks" | "all";
   /** Clusters with two references become shared ones, as `qemu-img check` does it. Otherwise they are corruption. */
   readonly shareDoubles?: boolean;
-  /** For tests: fewer clusters at a time. */
-  readonly windowClusters?: number;
+  /** What a window's counts may take. */
+  readonly counts?: ReferenceCountsOptions;
 }
 
 /** Rejects with `CheckStoppedError`, or with `BlockError` when the L1 table cannot be read or a repair not written. */
@@ -50,6 +54,13 @@ class Walk {
   readonly #fileClusters: number;
   readonly #totalClusters: number;
   readonly #badEntries: BadEntry[] = [];
+  readonly #turns: Turns;
+  /** Memory that comes and goes with every table is given back late. */
+  readonly #l1Buffer = newScanBuffer();
+  readonly #l2Buffer = newScanBuffer();
+  /** L2 tables of one part of the L1 table: each one's offset, then its index. */
+  readonly #tables = new Float64Array((2 * SCAN_BYTES) / QCOW2_ENTRY_BYTES);
+  readonly #countsBuffer = newCountsBuffer(COMPARED_MAX);
   #allocated = 0;
   #compressed = 0;
   #fragmented = 0;
@@ -69,14 +80,14 @@ class Walk {
     this.#clusterBytes = geometry.clusterBytes;
     this.#fileClusters = Math.ceil(file.sizeBytes / geometry.clusterBytes);
     this.#totalClusters = Math.ceil(geometry.sizeBytes / geometry.clusterBytes);
-    this.#counts = new ReferenceCounts(this.#fileClusters, parts.windowClusters);
+    this.#counts = new ReferenceCounts(this.#fileClusters, parts.counts);
+    this.#turns = new Turns(file);
   }
 
   async run(): Promise<CheckReport> {
     const { repair, shareDoubles = false } = this.#parts;
     do {
-      this.#markFixed();
-      await this.#walkL1();
+      await this.#countReferences();
       await this.#compare();
       if (this.#doubles === 0 || shareDoubles) await this.#checkCopied();
       this.#first = false;
@@ -96,26 +107,41 @@ class Walk {
     };
   }
 
+  /** Once more when counts turn out to be larger than was provided for; what is told of the image is told once. */
+  async #countReferences(): Promise<void> {
+    const [first, doubles] = [this.#first, this.#doubles];
+    await this.#markAll();
+    while (this.#counts.crowded) {
+      this.#counts.widen();
+      this.#first = false;
+      this.#doubles = doubles;
+      await this.#markAll();
+    }
+    this.#first = first;
+  }
+
+  async #markAll(): Promise<void> {
+    await this.#markFixed();
+    await this.#walkL1();
+  }
+
   /** Header, L1 table, refcount table and its blocks. */
-  #markFixed(): void {
+  async #markFixed(): Promise<void> {
     const { geometry, header, refcounts } = this.#parts;
+    const { perBlock } = refcounts;
     this.#mark(0, this.#clusterBytes);
     this.#mark(geometry.l1Offset, geometry.l1Bytes);
     this.#mark(header.refcountTableOffset, header.refcountTableClusters * clusterBytesOf(header));
     for (let index = 0; index < refcounts.tableEntries; index++) {
+      if (this.#turns.over()) await this.#turns.next();
       const block = refcounts.blockAt(index);
       if (Number.isNaN(block))
         this.#countBad({ field: "refcount table entry", at: refcounts.entryOffset(index), value: 0 });
       if (!(block > 0)) continue;
       this.#mark(block, this.#clusterBytes);
       // What is counted there may be referred to by nothing.
-      this.#visitWindow(index * refcounts.perBlock);
+      this.#counts.need(index * perBlock, Math.min((index + 1) * perBlock, this.#fileClusters));
     }
-  }
-
-  /** Sees to it that the window of `cluster`, if it is another one, is compared. */
-  #visitWindow(cluster: number): void {
-    if (cluster < this.#fileClusters && !this.#counts.has(cluster)) this.#counts.mark(cluster);
   }
 
   async #walkL1(): Promise<void> {
@@ -128,23 +154,29 @@ class Walk {
     onProgress?.(this.#totalClusters);
   }
 
-  /** Calls `act` for every L2 table; clears wrong entries of the L1 table. */
-  async #eachL2(act: (offset: number, index: number) => Promise<void>): Promise<void> {
+  /** Calls `act` for every L2 table, and `visit` for the entries that name them; clears wrong entries of the L1 table. */
+  async #eachL2(act: (table: number, index: number) => Promise<void>, visit: Visit = () => false): Promise<void> {
     const { geometry, rules } = this.#parts;
     const { l1Offset, l1Bytes } = geometry;
     if (l1Bytes === 0) return;
-    await this.#scan({ offset: l1Offset, length: l1Bytes }, async (part) => {
-      const tables: [number, number][] = [];
+    const visitPart = async (part: ScanPart): Promise<void> => {
+      let count = 0;
       await this.#eachEntry(part, (view, at, offset) => {
         const value = decodeL1Entry(view, at);
         if (value === 0) return false;
-        const table = value - (value % 2);
+        const table = withoutFlag(value);
         if (!rules.isTable(table)) return this.#clear(view, at, { field: "L1 table entry", at: offset, value: table });
-        tables.push([table, (offset - l1Offset) / QCOW2_ENTRY_BYTES]);
-        return false;
+        this.#tables[count] = table;
+        this.#tables[count + 1] = (offset - l1Offset) / QCOW2_ENTRY_BYTES;
+        count += 2;
+        return visit(view, at, table);
       });
-      for (const [offset, index] of tables) await act(offset, index);
-    });
+      for (let i = 0; i < count; i += 2) {
+        if (this.#turns.over(STEPS_PER_TABLE)) await this.#turns.next();
+        await act(this.#tables[i] ?? 0, this.#tables[i + 1] ?? 0);
+      }
+    };
+    await scanTable(this.#parts.file, { offset: l1Offset, length: l1Bytes }, visitPart, this.#l1Buffer);
   }
 
   async #walkL2(table: number): Promise<void> {
@@ -207,6 +239,7 @@ class Walk {
     const end = Math.min(this.#counts.end, this.#fileClusters);
     for (let first = this.#counts.first; first < end; ) {
       this.#checkStopped();
+      if (this.#turns.over(COMPARED_MAX)) await this.#turns.next();
       const count = Math.min(COMPARED_MAX, perBlock - (first % perBlock), end - first);
       if (!Number.isNaN(refcounts.blockAt(Math.floor(first / perBlock)))) await this.#compareSome(first, count);
       first += count;
@@ -215,9 +248,14 @@ class Walk {
 
   async #compareSome(first: number, count: number): Promise<void> {
     const { refcounts } = this.#parts;
-    const found = await refcounts.counts(first, count);
-    const kept = found.map((value, i) => this.#compareOne(first + i, value));
-    if (kept.some((value, i) => value !== found[i])) await refcounts.set(first, kept);
+    const counts = await refcounts.counts(first, count, this.#countsBuffer);
+    let changed = false;
+    for (let i = 0; i < count; i++) {
+      const found = counts[i] ?? 0;
+      counts[i] = this.#compareOne(first + i, found);
+      changed ||= counts[i] !== found;
+    }
+    if (changed) await refcounts.set(first, counts);
   }
 
   /** What the count is to be, as far as it is to be repaired. */
@@ -241,17 +279,12 @@ class Walk {
   /** Entries say whether nothing else refers to their place. */
   async #checkCopied(): Promise<void> {
     const { geometry, rules } = this.#parts;
-    const { l1Offset } = geometry;
-    await this.#eachL2(async (table, index) => {
-      const at = l1Offset + index * QCOW2_ENTRY_BYTES;
-      await this.#scan({ offset: at, length: QCOW2_ENTRY_BYTES }, (part) =>
-        this.#eachEntry(part, (view, within) => this.#checkFlag(view, within, table)),
-      );
-      await this.#eachL2Entry(table, (view, within, _offset, entry) => {
+    const checkL2 = (table: number): Promise<void> =>
+      this.#eachL2Entry(table, (view, at, _offset, entry) => {
         const placed = (entry.kind === "data" || entry.kind === "zero") && entry.offset !== 0;
-        return placed && isGoodEntry(entry, rules, geometry) && this.#checkFlag(view, within, entry.offset);
+        return placed && isGoodEntry(entry, rules, geometry) && this.#checkFlag(view, at, entry.offset);
       });
-    });
+    await this.#eachL2(checkL2, (view, at, table) => this.#checkFlag(view, at, table));
   }
 
   #checkFlag(view: DataView, at: number, place: number): boolean {
@@ -270,7 +303,7 @@ class Walk {
   }
 
   async #scan(range: { offset: number; length: number }, visit: (part: ScanPart) => Promise<void>): Promise<void> {
-    await scanTable(this.#parts.file, range, visit);
+    await scanTable(this.#parts.file, range, visit, this.#l2Buffer);
   }
 
   /** Calls `visit` for every entry that is not 0, and writes what it has changed. */

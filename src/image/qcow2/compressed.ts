@@ -9,18 +9,26 @@ import { constants, inflateRaw, type ZlibOptions, type ZstdOptions, zstdDecompre
 import { ImageCorruptError } from "../tables/corrupt-error.ts";
 import type { ImageFile } from "../tables/image-file.ts";
 import { SliceCache } from "../tables/slice-cache.ts";
+import { Slots } from "../tables/slots.ts";
 import type { Compression, Qcow2Geometry } from "./header.ts";
-import { newRun, type Qcow2Tables } from "./tables.ts";
+import { newRun, type Qcow2Tables, type Run } from "./tables.ts";
 
 /** What decompressed clusters may take. */
 const CACHE_BYTES = 4 * 1024 * 1024;
 const CACHED_CLUSTERS_MAX = 64;
+/** What those may take that are being decompressed; but one of them always may. */
+const WORK_BYTES = 8 * 1024 * 1024;
+/** An entry may say that a cluster takes twice its size; and it is there while it comes out. */
+const WORK_CLUSTERS = 4;
+const AT_ONCE_MAX = 16;
+/** Room beyond the end: a decoder that has filled its buffer takes another one to find that there is nothing more. */
+const CHUNK_SPARE_BYTES = 64;
 /** No frame of a cluster needs to look back further than the largest cluster. */
 const ZSTD_WINDOW_LOG_MAX = 22;
 const ZSTD_MAGIC = 0xfd2f_b528;
 
-const inflate: (bytes: Uint8Array, options: ZlibOptions) => Promise<Buffer> = promisify(inflateRaw);
-const unzstd: (bytes: Uint8Array, options: ZstdOptions) => Promise<Buffer> = promisify(zstdDecompress);
+const inflate: (bytes: Uint8Array, options: ZlibOptions) => Promise<Buffer<ArrayBuffer>> = promisify(inflateRaw);
+const unzstd: (bytes: Uint8Array, options: ZstdOptions) => Promise<Buffer<ArrayBuffer>> = promisify(zstdDecompress);
 
 /** The cluster is not compressed any more: look it up again. */
 export class NotCompressedError extends Error {
@@ -32,7 +40,8 @@ export class CompressedClusters {
   readonly #geometry: Qcow2Geometry;
   readonly #tables: Qcow2Tables;
   /** By cluster of the disk. A cluster that was overwritten is not asked for again. */
-  readonly #cache: SliceCache<Uint8Array>;
+  readonly #cache: SliceCache<Buffer<ArrayBuffer>>;
+  readonly #slots: Slots;
 
   constructor(file: ImageFile, geometry: Qcow2Geometry, tables: Qcow2Tables) {
     this.#file = file;
@@ -40,7 +49,13 @@ export class CompressedClusters {
     this.#tables = tables;
     const fitting = Math.floor(CACHE_BYTES / geometry.clusterBytes);
     const slicesMax = Math.max(1, Math.min(fitting, CACHED_CLUSTERS_MAX));
-    this.#cache = new SliceCache({ slicesMax, load: (cluster) => this.#load(cluster) });
+    this.#cache = new SliceCache({
+      slicesMax,
+      load: (cluster) => this.#slots.run(() => this.#load(cluster)),
+      free: (bytes) => free(bytes, geometry.clusterBytes),
+    });
+    const atOnce = Math.floor(WORK_BYTES / (WORK_CLUSTERS * geometry.clusterBytes));
+    this.#slots = new Slots(Math.max(1, Math.min(atOnce, AT_ONCE_MAX)));
   }
 
   /** Copies from a cluster that is in memory; false if it is not. `offset`: of the disk. */
@@ -64,14 +79,22 @@ export class CompressedClusters {
     this.#cache.unpin(cluster);
   }
 
-  async #load(cluster: number): Promise<Uint8Array> {
-    const { clusterBytes, compression } = this.#geometry;
+  async #load(cluster: number): Promise<Buffer<ArrayBuffer>> {
     const run = newRun();
-    await this.#tables.lookup(cluster * clusterBytes, 1, run);
+    await this.#tables.lookup(cluster * this.#geometry.clusterBytes, 1, run);
     if (run.kind !== "compressed") throw new NotCompressedError("overwritten meanwhile");
     const packed = Buffer.allocUnsafeSlow(run.compressedBytes);
-    await this.#file.readPadded(run.fileOffset, packed);
+    try {
+      return await this.#unpack(cluster, run, packed);
+    } finally {
+      packed.buffer.transfer(0);
+    }
+  }
+
+  async #unpack(cluster: number, run: Run, packed: Buffer): Promise<Buffer<ArrayBuffer>> {
+    const { clusterBytes, compression } = this.#geometry;
     const { fileOffset } = run;
+    await this.#file.readPadded(fileOffset, packed);
     await this.#tables.lookup(cluster * clusterBytes, 1, run);
     // If it was overwritten, its place may have been given back before we have read it.
     if (run.kind !== "compressed" || run.fileOffset !== fileOffset)
@@ -80,14 +103,26 @@ export class CompressedClusters {
       return await decompress(packed, compression, clusterBytes);
     } catch (error) {
       const why = `is no ${compression} data of one cluster: ${error instanceof Error ? error.message : String(error)}`;
-      throw new ImageCorruptError(this.#file.path, { field: "compressed cluster", at: run.fileOffset, why });
+      throw new ImageCorruptError(this.#file.path, { field: "compressed cluster", at: fileOffset, why });
     }
   }
 }
 
+/**
+ * Memory of large clusters, left to the collector, would lie about by the hundred megabytes. What a decoder has taken from
+ * memory that others share, it has not taken by the chunk.
+ */
+function free({ buffer }: Uint8Array<ArrayBuffer>, clusterBytes: number): void {
+  if (buffer.byteLength === clusterBytes + CHUNK_SPARE_BYTES) buffer.transfer(0);
+}
+
 /** Rejects unless exactly `clusterBytes` come out. */
-export async function decompress(packed: Uint8Array, compression: Compression, clusterBytes: number): Promise<Buffer> {
-  const limit = { maxOutputLength: clusterBytes };
+export async function decompress(
+  packed: Uint8Array,
+  compression: Compression,
+  clusterBytes: number,
+): Promise<Buffer<ArrayBuffer>> {
+  const limit = { maxOutputLength: clusterBytes, chunkSize: clusterBytes + CHUNK_SPARE_BYTES };
   const bytes =
     compression === "zlib"
       ? await inflate(packed, { ...limit, finishFlush: constants.Z_SYNC_FLUSH })

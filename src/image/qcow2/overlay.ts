@@ -51,22 +51,24 @@ async function rewriteTables(file: ImageFile, header: Qcow2Header): Promise<void
   await rewriteTable(file, { offset: 0, length: Math.min(clusterBytes, end) });
   for (const table of [l1, refcountTable]) {
     await rewriteTable(file, table);
-    for (const below of await offsetsIn(file, table)) {
+    await eachOffset(file, table, async (below) => {
       // Others are wrong, and found to be.
       const inside = below >= clusterBytes && below < end;
       if (inside) await rewriteTable(file, { offset: below, length: Math.min(clusterBytes, end - below) });
-    }
+    });
   }
 }
 
 /** What the entries of a table of tables point to. */
-async function offsetsIn(file: ImageFile, table: { offset: number; length: number }): Promise<number[]> {
-  const offsets: number[] = [];
+async function eachOffset(
+  file: ImageFile,
+  table: { offset: number; length: number },
+  act: (offset: number) => Promise<void>,
+): Promise<void> {
   await scanTable(file, table, async ({ bytes }) => {
     for (let at = 0; at + QCOW2_ENTRY_BYTES <= bytes.length; at += QCOW2_ENTRY_BYTES) {
       const place = u64FromHalves(bytes.readUInt32BE(at + 4), bytes.readUInt32BE(at) & 0x00ff_ffff);
-      if (place > 0) offsets.push(place - (place % 512));
+      if (place > 0) await act(place - (place % 512));
     }
   });
-  return offsets;
 }

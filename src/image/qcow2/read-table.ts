@@ -2,7 +2,7 @@
 import type { ImageFile } from "../tables/image-file.ts";
 import { QCOW2_ENTRY_BYTES } from "./entries.ts";
 
-const PIECE_BYTES = 256 * 1024;
+const PIECE_BYTES = 128 * 1024;
 
 /** Calls `visit` for each of the `count` entries from `offset` on, `at` bytes into `view`. They must be in the file. */
 export async function readTable(

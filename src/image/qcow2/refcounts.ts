@@ -1,6 +1,6 @@
 /**
  * The reference counts of an open image (docs/interop/qcow2, "Host cluster management"): a table of blocks of counts. One
- * change at a time. The table is held (8 MiB at most), blocks are not: counts are read and written by the range.
+ * change at a time. The table is held (4 MiB at most, or 6), blocks are not: counts are read and written by the range.
  *
  * Order, so that a crash leaves lost space and nothing worse
  * - A cluster's count is durable before anything can refer to the cluster (`reserve`), and so is the file's new length.
@@ -22,12 +22,15 @@ import {
 } from "./header.ts";
 import { readTable } from "./read-table.ts";
 import { type CountCodec, countCodec } from "./refcount-codec.ts";
+import { TableOffsets } from "./table-offsets.ts";
 
 const ENTRY_BYTES = 8;
 /** Clusters behind the end of the file that something counts already: more than a crash can leave is no accident. */
 const SKIPPED_MAX = 2 ** 20;
 /** Counts that are looked at together when space is reserved: as many as are reserved at most. */
 const SEEN_AT_ONCE = 32_768;
+/** Entries of a new table. */
+const WRITTEN_AT_ONCE = 16_384;
 
 export interface RefcountsParts {
   readonly file: ImageFile;
@@ -36,20 +39,30 @@ export interface RefcountsParts {
   readonly chaos: Chaos;
 }
 
+/** For counts that are read, and for what they are read from. */
+export interface CountsBuffer {
+  readonly counts: Float64Array<ArrayBuffer>;
+  readonly bytes: Buffer;
+}
+
+export function newCountsBuffer(count: number): CountsBuffer {
+  // 64 bits at most, or a part of a byte before and after.
+  return { counts: new Float64Array(count), bytes: Buffer.allocUnsafeSlow(8 * count + 2) };
+}
+
 export class Refcounts implements SpaceSource {
   /** Counts in one block. */
   readonly perBlock: number;
   readonly codec: CountCodec;
   readonly #parts: RefcountsParts;
-  /** 0: no block; NaN: wrong. */
-  #table: Float64Array;
+  #table: TableOffsets;
   #tableOffset: number;
   /** All that is in use lies before this cluster. */
   #next: number;
   /** The change that is under way. */
   #last: Promise<unknown> = Promise.resolve();
 
-  private constructor(parts: RefcountsParts, table: Float64Array, tableOffset: number) {
+  private constructor(parts: RefcountsParts, table: TableOffsets, tableOffset: number) {
     const { clusterBytes, refcountOrder } = parts.geometry;
     this.#parts = parts;
     this.#table = table;
@@ -64,16 +77,16 @@ export class Refcounts implements SpaceSource {
     const { file, geometry, rules } = parts;
     const { refcountTableClusters, refcountTableOffset: offset } = header;
     const count = (refcountTableClusters * geometry.clusterBytes) / ENTRY_BYTES;
-    const table = new Float64Array(count);
+    const table = new TableOffsets(count, geometry.clusterBytes);
     await readTable(file, { offset, count }, (view, at, index) => {
       const value = readU64BE(view, at);
-      table[index] = value === 0 || rules.isTable(value) ? value : Number.NaN;
+      if (value !== 0) table.set(index, rules.isTable(value) ? value : Number.NaN);
     });
     return new Refcounts(parts, table, offset);
   }
 
-  /** Offsets of the blocks; 0: no block; NaN: wrong. Not to be changed. */
-  get blocks(): Float64Array {
+  /** Not to be changed. */
+  get blocks(): TableOffsets {
     return this.#table;
   }
 
@@ -83,7 +96,7 @@ export class Refcounts implements SpaceSource {
 
   /** 0: no block; NaN: wrong. */
   blockAt(index: number): number {
-    return this.#table[index] ?? 0;
+    return this.#table.get(index);
   }
 
   /** Where the table's entry is in the file. */
@@ -138,19 +151,23 @@ export class Refcounts implements SpaceSource {
     return this.#alone(async () => {
       for (let index = Math.floor(this.#next / this.perBlock); index < this.#table.length; index++) {
         if (!(this.blockAt(index) > 0)) continue;
-        const first = Math.max(this.#next, index * this.perBlock);
-        const counts = await this.counts(first, (index + 1) * this.perBlock - first);
-        if (counts.some((count) => count > 0)) await this.#change(first, counts.length, () => 0);
+        const end = (index + 1) * this.perBlock;
+        for (let first = Math.max(this.#next, index * this.perBlock); first < end; first += SEEN_AT_ONCE) {
+          const counts = await this.counts(first, Math.min(SEEN_AT_ONCE, end - first));
+          if (counts.some((count) => count > 0)) await this.#change(first, counts.length, () => 0);
+        }
       }
     });
   }
 
-  /** Reads the counts of clusters under one block. */
-  async counts(first: number, count: number): Promise<Float64Array> {
+  /** Reads the counts of clusters under one block. `memory`: of another such call, whose counts are not needed any more. */
+  async counts(first: number, count: number, memory = newCountsBuffer(count)): Promise<Float64Array> {
+    const counts = memory.counts.subarray(0, count);
     const offset = this.#blockOffset(first);
-    if (!(offset > 0)) return new Float64Array(count);
-    const { view, skipped } = await this.#read(offset, first % this.perBlock, count);
-    return Float64Array.from({ length: count }, (_, index) => this.codec.get(view, skipped + index));
+    if (!(offset > 0)) return counts.fill(0);
+    const { view, skipped } = await this.#read(offset, first % this.perBlock, count, memory.bytes);
+    for (let i = 0; i < count; i++) counts[i] = this.codec.get(view, skipped + i);
+    return counts;
   }
 
   async #alone<T>(act: () => Promise<T>): Promise<T> {
@@ -199,7 +216,7 @@ export class Refcounts implements SpaceSource {
   /** 0: none. Throws `ImageCorruptError`. */
   #blockOffset(cluster: number): number {
     const index = Math.floor(cluster / this.perBlock);
-    const offset = this.#table[index] ?? 0;
+    const offset = this.#table.get(index);
     if (!Number.isNaN(offset)) return offset;
     const why = "points to no place where it may";
     const field = "refcount table entry";
@@ -229,7 +246,7 @@ export class Refcounts implements SpaceSource {
     const entry = Buffer.alloc(ENTRY_BYTES);
     writeU64BE(viewOf(entry), 0, offset);
     await this.#parts.file.write(this.entryOffset(index), entry);
-    this.#table[index] = offset;
+    this.#table.set(index, offset);
   }
 
   /** Makes a larger table at the end of the file, with the blocks that count it and all before it. */
@@ -239,8 +256,7 @@ export class Refcounts implements SpaceSource {
     const start = this.#next;
     const firstBlock = Math.floor(start / this.perBlock);
     const plan = this.#planTable(index, start);
-    const table = new Float64Array((plan.tableClusters * clusterBytes) / ENTRY_BYTES);
-    table.set(this.#table);
+    const table = this.#table.grown((plan.tableClusters * clusterBytes) / ENTRY_BYTES);
     const end = start + plan.blocks + plan.tableClusters;
     await this.#growTo(end);
     for (let i = 0; i < plan.blocks; i++) {
@@ -250,22 +266,32 @@ export class Refcounts implements SpaceSource {
       for (let cluster = Math.max(start, blockStart); cluster < stop; cluster++) {
         this.codec.set(viewOf(bytes), cluster - blockStart, 1);
       }
-      table[firstBlock + i] = (start + i) * clusterBytes;
+      table.set(firstBlock + i, (start + i) * clusterBytes);
       await file.write((start + i) * clusterBytes, bytes);
     }
     const tableOffset = (start + plan.blocks) * clusterBytes;
-    const bytes = Buffer.alloc(table.length * ENTRY_BYTES);
-    for (const [i, offset] of table.entries()) if (offset > 0) writeU64BE(viewOf(bytes), i * ENTRY_BYTES, offset);
-    await file.write(tableOffset, bytes);
+    await this.#writeTable(table, tableOffset);
     if (!chaos.on("qcow2/table-unsynced")) await file.sync();
     const old = { first: this.#tableOffset / clusterBytes, count: (this.#table.length * ENTRY_BYTES) / clusterBytes };
     await this.#pointTo(tableOffset, plan.tableClusters);
     this.#next = end;
     this.#table = table;
     this.#tableOffset = tableOffset;
-    rules.addFixed({ offset: tableOffset, length: bytes.length });
+    rules.addFixed({ offset: tableOffset, length: table.length * ENTRY_BYTES });
     for (let i = 0; i < plan.blocks; i++) rules.addTable((start + i) * clusterBytes);
     for (let i = 0; i < old.count; i++) await this.#change(old.first + i, 1, () => 0);
+  }
+
+  /** To where the file was grown, and reads as zeroes. */
+  async #writeTable(table: TableOffsets, at: number): Promise<void> {
+    for (let first = 0; first < table.length; first += WRITTEN_AT_ONCE) {
+      const bytes = Buffer.alloc(Math.min(WRITTEN_AT_ONCE, table.length - first) * ENTRY_BYTES);
+      for (let i = 0; i < bytes.length / ENTRY_BYTES; i++) {
+        const offset = table.get(first + i);
+        if (offset > 0) writeU64BE(viewOf(bytes), i * ENTRY_BYTES, offset);
+      }
+      await this.#parts.file.write(at + first * ENTRY_BYTES, bytes);
+    }
   }
 
   /** How large the table is to be, and how many blocks count it. */
@@ -314,10 +340,11 @@ export class Refcounts implements SpaceSource {
   }
 
   /** Whole bytes around the counts; `skipped` counts come before. */
-  async #read(block: number, index: number, count: number) {
+  async #read(block: number, index: number, count: number, memory?: Buffer) {
     const { bits } = this.codec;
     const start = Math.floor((index * bits) / 8);
-    const bytes = Buffer.alloc(Math.ceil(((index + count) * bits) / 8) - start);
+    const length = Math.ceil(((index + count) * bits) / 8) - start;
+    const bytes = memory?.subarray(0, length) ?? Buffer.alloc(length);
     await this.#parts.file.readPadded(block + start, bytes);
     return { bytes, view: viewOf(bytes), at: block + start, skipped: index - (start * 8) / bits };
   }

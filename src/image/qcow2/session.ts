@@ -31,8 +31,12 @@ import {
 } from "./header.ts";
 import { InPlaceWrites } from "./in-place.ts";
 import { Refcounts } from "./refcounts.ts";
+import { COUNTS_BYTES_MAX } from "./reference-counts.ts";
 import { Qcow2Tables } from "./tables.ts";
 
+/** What tables that are held may take together with a check of them; but a check has a part of its own in any case. */
+const HELD_WITH_CHECK_MAX = 40 * 1024 * 1024;
+const CHECK_SHARE_MIN = 8;
 /** References that wait for a sync before they are given up. */
 const RELEASES_MAX = 1024;
 
@@ -222,6 +226,7 @@ export class Qcow2Session implements TableSession {
       refcounts,
       rules: this.#rules,
       repair: "all",
+      counts: { bytesMax: countsBytesMax(this.#rules.heldBytes + this.tables.heldBytes) },
       ...hooks,
     });
     if (report.corruptions > 0 || report.checkErrors > 0) return report;
@@ -246,6 +251,12 @@ export function fixedRegions(header: Qcow2Header): Region[] {
   const regions = [{ offset, length: refcountTableClusters * clusterBytes }];
   if (snapshots > 0) regions.push({ offset: snapshotsOffset, length: clusterBytes });
   return regions;
+}
+
+/** With the largest tables, a check makes do with less, and takes longer. */
+function countsBytesMax(heldBytes: number): number {
+  const left = HELD_WITH_CHECK_MAX - heldBytes;
+  return Math.max(COUNTS_BYTES_MAX / CHECK_SHARE_MIN, Math.min(COUNTS_BYTES_MAX, left));
 }
 
 function isSame(a: Qcow2Geometry, b: Qcow2Geometry): boolean {

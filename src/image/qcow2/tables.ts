@@ -9,13 +9,13 @@ import { ImageCorruptError } from "../tables/corrupt-error.ts";
 import type { ImageFile } from "../tables/image-file.ts";
 import type { TableRun } from "../tables/reading.ts";
 import { SliceCache } from "../tables/slice-cache.ts";
+import { Turns } from "../tables/turns.ts";
 import { u64FromHalves } from "../tables/u64.ts";
-import { readU64BE } from "../tables/u64-big.ts";
 import { CORRUPT_HIGH, decodeEntry, type Entry, QCOW2_ENTRY_BYTES, standardEntry } from "./entries.ts";
 import type { EntryRules } from "./entry-rules.ts";
 import type { Qcow2Geometry } from "./header.ts";
-import { L1Table } from "./l1-table.ts";
 import { readTable } from "./read-table.ts";
+import { TableOffsets, withoutFlag } from "./table-offsets.ts";
 
 const SLICE_BYTES_MAX = 16 * 1024;
 /** What a slice takes besides its entries. */
@@ -24,9 +24,10 @@ const SLICE_OVERHEAD_BYTES = 512;
 export const QCOW2_CACHE_BYTES = 32 * 1024 * 1024;
 /** What they may take together with the L1 table; but they have a part of theirs in any case. */
 const HELD_BYTES_MAX = 36 * 1024 * 1024;
-const CACHE_SHARE_MIN = 8;
+const CACHE_SHARE_MIN = 16;
 /** In `#l1`: something else may refer to the table as well. Its offset is a multiple of 512. */
 const SHARED = 1;
+const STEPS_PER_LOOKUP = 32;
 const HALF_FLAGS = 0xff00_0000;
 
 /** A range of the disk of which one thing is true. */
@@ -59,21 +60,22 @@ export class Qcow2Tables {
   readonly #parts: Qcow2TablesParts;
   readonly #geometry: Qcow2Geometry;
   /** 0: none; NaN: wrong; otherwise the table's offset, plus `SHARED`. */
-  readonly #l1: L1Table;
+  readonly #l1: TableOffsets;
+  readonly #turns: Turns;
   readonly #sliceBytes: number;
   readonly #sliceEntries: number;
   /** Two words for each entry, the upper one first. */
   readonly #slices: SliceCache<Uint32Array<ArrayBuffer>>;
 
-  private constructor(parts: Qcow2TablesParts, l1: L1Table) {
+  private constructor(parts: Qcow2TablesParts, l1: TableOffsets) {
     const { geometry, cacheBytes = QCOW2_CACHE_BYTES } = parts;
     this.#parts = parts;
     this.#geometry = geometry;
+    this.#turns = new Turns(parts.file);
     this.#l1 = l1;
     this.#sliceBytes = Math.min(geometry.clusterBytes, SLICE_BYTES_MAX);
     this.#sliceEntries = this.#sliceBytes / QCOW2_ENTRY_BYTES;
-    // What is held of the L1 table is there about twice: `EntryRules` has it as well.
-    const left = Math.min(cacheBytes, HELD_BYTES_MAX - 2 * l1.heldBytes);
+    const left = Math.min(cacheBytes, HELD_BYTES_MAX - l1.heldBytes - parts.rules.heldBytes);
     const slicesBytes = Math.max(cacheBytes / CACHE_SHARE_MIN, left);
     this.#slices = new SliceCache({
       slicesMax: Math.max(1, Math.floor(slicesBytes / (this.#sliceBytes + SLICE_OVERHEAD_BYTES))),
@@ -83,18 +85,23 @@ export class Qcow2Tables {
   }
 
   /** Reads the L1 table; with `blocks`, those of the reference counts, tells `rules` where tables are. */
-  static async load(parts: Qcow2TablesParts, blocks: Float64Array = new Float64Array(0)): Promise<Qcow2Tables> {
+  static async load(parts: Qcow2TablesParts, blocks?: TableOffsets): Promise<Qcow2Tables> {
     const { file, geometry, rules, dirty } = parts;
     const { l1Offset: offset, l1Entries: count, clusterBytes } = geometry;
-    const l1 = new L1Table(count, clusterBytes);
+    const l1 = new TableOffsets(count, clusterBytes);
     await readTable(file, { offset, count }, (view, at, index) => {
       const value = decodeL1Entry(view, at);
       if (value === 0) return;
-      if (rules.isTable(value - (value % 2))) l1.set(index, value);
+      if (rules.isTable(withoutFlag(value))) l1.set(index, value);
       else if (!dirty) l1.set(index, Number.NaN);
     });
-    rules.setTables(blocks, l1);
+    await rules.setTables(blocks === undefined ? [l1] : [blocks, l1], new Turns(file));
     return new Qcow2Tables(parts, l1);
+  }
+
+  /** What the L1 table takes. */
+  get heldBytes(): number {
+    return this.#l1.heldBytes;
   }
 
   get cachedBytes(): number {
@@ -120,8 +127,9 @@ export class Qcow2Tables {
     return true;
   }
 
-  /** As `lookupNow`, loading the table if need be. */
+  /** As `lookupNow`, loading the table if need be. A request may ask millions of times. */
   async lookup(offset: number, length: number, run: Run): Promise<void> {
+    if (this.#turns.over(STEPS_PER_LOOKUP)) await this.#turns.next();
     while (!this.lookupNow(offset, length, run)) {
       const key = this.#sliceOf(Math.floor(offset / this.#geometry.clusterBytes));
       await this.#slices.pin(key);
@@ -196,7 +204,7 @@ export class Qcow2Tables {
   #l2Offset(l1Index: number): number {
     const value = this.#l1.get(l1Index);
     if (Number.isNaN(value)) throw this.#corrupt("L1 table entry", this.#l1At(l1Index));
-    return value - (value % 2);
+    return withoutFlag(value);
   }
 
   /** As many clusters from entry `first` of the slice on as belong together. */
@@ -266,10 +274,10 @@ export function isGoodEntry(entry: Entry, rules: EntryRules, { version }: Qcow2G
 /** 0: no table. Otherwise its offset, plus `SHARED` unless the entry is marked as the only one; 2: reserved bits are set. */
 export function decodeL1Entry(view: DataView, at: number): number {
   const high = view.getUint32(at);
-  const offset = readU64BE(view, at);
-  if (offset === 0) return 0;
-  if ((high & 0x7f00_0000) !== 0 || (view.getUint32(at + 4) & 0x1ff) !== 0) return 2;
-  const place = u64FromHalves(view.getUint32(at + 4), high & 0x00ff_ffff);
+  const low = view.getUint32(at + 4);
+  if ((high | low) === 0) return 0;
+  if ((high & 0x7f00_0000) !== 0 || (low & 0x1ff) !== 0) return 2;
+  const place = u64FromHalves(low, high & 0x00ff_ffff);
   if (place === 0 || place === Infinity) return 2;
   return place + ((high & 0x8000_0000) === 0 ? SHARED : 0);
 }

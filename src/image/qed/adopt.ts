@@ -7,6 +7,9 @@ import type { ImageFile } from "../tables/image-file.ts";
 import type { QedGeometry } from "./header.ts";
 import { newRun, type QedTables } from "./tables.ts";
 
+/** As many as a reservation has, many times over; the rest stays lost. */
+const ADOPTED_MAX = 65_536;
+
 interface Adopting {
   readonly file: ImageFile;
   readonly geometry: QedGeometry;
@@ -19,7 +22,11 @@ export async function adoptClusters(
   ranges: readonly ClusterRange[],
 ): Promise<void> {
   const { clusterBytes, l2Covers, sizeBytes } = geometry;
-  const left = ranges.flatMap(({ first, count }) => Array.from({ length: count }, (_, i) => first + i));
+  const left: number[] = [];
+  for (const { first, count } of ranges) {
+    const some = Math.min(count, ADOPTED_MAX - left.length);
+    for (let i = 0; i < some; i++) left.push(first + i);
+  }
   if (left.length === 0) return;
   for (const cluster of left) await file.zero(cluster * clusterBytes, clusterBytes);
   await file.sync();

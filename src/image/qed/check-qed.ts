@@ -6,12 +6,13 @@ import type { File } from "../../env/files.ts";
 import { imageOpenErrorFrom } from "../errors.ts";
 import type { CheckReport } from "../tables/check-report.ts";
 import { ImageFile } from "../tables/image-file.ts";
-import { readU64LE } from "../tables/u64.ts";
+import { Turns } from "../tables/turns.ts";
 import { checkTables } from "./check.ts";
 import { EntryRules } from "./entry-rules.ts";
 import { QedFlags } from "./flags.ts";
-import { geometryOf, isDirty, namesBacking, type QedGeometry } from "./header.ts";
+import { geometryOf, isDirty, namesBacking } from "./header.ts";
 import { readHeader } from "./open.ts";
+import { readL1 } from "./tables.ts";
 
 export interface CheckQedOptions {
   readonly path: string;
@@ -45,7 +46,7 @@ async function checkFile(file: File, repair: boolean): Promise<QedCheckReport> {
   const image = new ImageFile(file, fileBytes);
   const allocatedEnd = Math.floor(fileBytes / geometry.clusterBytes) * geometry.clusterBytes;
   const rules = new EntryRules(geometry, () => allocatedEnd);
-  rules.setL2Tables(await readL1(image, geometry));
+  await rules.setL2Tables(await readL1(image, geometry), new Turns(image));
   const flags = new QedFlags({ file: image, header, ordered: namesBacking(header), chaos: NO_CHAOS });
   if (repair) await flags.preparation.prepare();
   const report = await checkTables({ file: image, geometry, rules, repair });
@@ -55,11 +56,4 @@ async function checkFile(file: File, repair: boolean): Promise<QedCheckReport> {
   }
   if (repair) await image.sync();
   return { ...report, dirty: isDirty(header) };
-}
-
-async function readL1(file: ImageFile, { l1Entries, l1Offset }: QedGeometry): Promise<Float64Array> {
-  const bytes = Buffer.allocUnsafeSlow(l1Entries * 8);
-  await file.read(l1Offset, bytes);
-  const view = new DataView(bytes.buffer);
-  return Float64Array.from({ length: l1Entries }, (_, index) => readU64LE(view, index * 8));
 }

@@ -13,13 +13,16 @@ import { type CheckHooks, CheckStoppedError } from "../tables/background-check.t
 import { type BadEntry, type CheckReport, LISTED_ENTRIES_MAX } from "../tables/check-report.ts";
 import type { ImageFile } from "../tables/image-file.ts";
 import { References } from "../tables/references.ts";
-import { type ScanPart, scanTable } from "../tables/scan.ts";
+import { newScanBuffer, SCAN_BYTES, type ScanPart, scanTable } from "../tables/scan.ts";
+import { Turns } from "../tables/turns.ts";
 import { readU64LE } from "../tables/u64.ts";
 import type { EntryRules } from "./entry-rules.ts";
 import type { QedGeometry } from "./header.ts";
 import { QED_UNALLOCATED, QED_ZERO_CLUSTER } from "./tables.ts";
 
 const ENTRY_BYTES = 8;
+/** What it takes to find that a table is empty. */
+const STEPS_PER_TABLE = 256;
 
 export interface QedCheckParts extends Partial<CheckHooks> {
   readonly file: ImageFile;
@@ -43,6 +46,12 @@ class Walk {
   readonly #references: References;
   readonly #fileClusters: number;
   readonly #badEntries: BadEntry[] = [];
+  readonly #turns: Turns;
+  /** Memory that comes and goes with every table is given back late. */
+  readonly #l1Buffer = newScanBuffer();
+  readonly #l2Buffer = newScanBuffer();
+  /** L2 tables of one part of the L1 table: each one's offset, then its index. */
+  readonly #tables = new Float64Array((2 * SCAN_BYTES) / ENTRY_BYTES);
   readonly #totalClusters: number;
   #allocated = 0;
   #fragmented = 0;
@@ -57,6 +66,7 @@ class Walk {
     this.#parts = parts;
     this.#fileClusters = Math.floor(parts.file.sizeBytes / clusterBytes);
     this.#totalClusters = Math.ceil(sizeBytes / clusterBytes);
+    this.#turns = new Turns(parts.file);
     this.#references = new References(this.#fileClusters, parts.windowClusters);
   }
 
@@ -83,19 +93,24 @@ class Walk {
     const { geometry, rules, onProgress } = this.#parts;
     const { l1Offset, tableBytes, tableEntries } = geometry;
     this.#markAll(l1Offset, tableBytes);
-    await scanTable(this.#parts.file, { offset: l1Offset, length: tableBytes }, async (part) => {
-      const tables: [number, number][] = [];
+    const visit = async (part: ScanPart): Promise<void> => {
+      let count = 0;
       await this.#eachEntry(part, "L1 table entry", (value, at) => {
         if (!rules.isL2Table(value)) return false;
-        tables.push([value, (at - l1Offset) / ENTRY_BYTES]);
+        this.#tables[count] = value;
+        this.#tables[count + 1] = (at - l1Offset) / ENTRY_BYTES;
+        count += 2;
         return true;
       });
-      for (const [offset, index] of tables) {
+      for (let i = 0; i < count; i += 2) {
+        if (this.#turns.over(STEPS_PER_TABLE)) await this.#turns.next();
+        const [offset = 0, index = 0] = [this.#tables[i], this.#tables[i + 1]];
         // What is in a table that overlaps another one means nothing.
         if (this.#markAll(offset, tableBytes)) await this.#walkL2(offset);
         if (this.#first) onProgress?.(Math.min((index + 1) * tableEntries, this.#totalClusters));
       }
-    });
+    };
+    await scanTable(this.#parts.file, { offset: l1Offset, length: tableBytes }, visit, this.#l1Buffer);
     onProgress?.(this.#totalClusters);
   }
 
@@ -115,9 +130,8 @@ class Walk {
       return true;
     };
     try {
-      await scanTable(this.#parts.file, { offset, length: tableBytes }, (part) =>
-        this.#eachEntry(part, "L2 table entry", visit),
-      );
+      const visitPart = (part: ScanPart): Promise<void> => this.#eachEntry(part, "L2 table entry", visit);
+      await scanTable(this.#parts.file, { offset, length: tableBytes }, visitPart, this.#l2Buffer);
     } catch (error) {
       // One table that cannot be read does not hide the others.
       if (!(error instanceof BlockError) || this.#parts.file.latched) throw error;

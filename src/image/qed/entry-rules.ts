@@ -1,12 +1,17 @@
 /** Where the entries of the tables may point: whole clusters of the file that are neither header nor table. */
+
+import { countBelow, insertAscending } from "../tables/ascending.ts";
+import { TablePlaces } from "../tables/table-places.ts";
+import type { Turns } from "../tables/turns.ts";
 import type { QedGeometry } from "./header.ts";
 
 export class EntryRules {
   readonly #geometry: QedGeometry;
   readonly #allocatedEnd: () => number;
-  /** Offsets of the L2 tables, ascending: those that were there, and those that came later. */
-  #l2Tables: Float64Array = new Float64Array(0);
-  #newL2Tables: number[] = [];
+  /** L2 tables that were there. */
+  #l2Tables = TablePlaces.none();
+  /** Offsets of those that came later, ascending. */
+  readonly #newL2Tables: number[] = [];
 
   /** `allocatedEnd`: where the file's last whole cluster ends. */
   constructor(geometry: QedGeometry, allocatedEnd: () => number) {
@@ -15,20 +20,18 @@ export class EntryRules {
   }
 
   /** From the entries of the L1 table, those that are wrong left out. */
-  setL2Tables(l1: Float64Array): void {
-    let count = 0;
-    const tables = new Float64Array(l1.length);
-    for (const entry of l1) if (entry !== 0 && this.isL2Table(entry)) tables[count++] = entry;
-    // By their values, and without taking memory for each comparison: there may be many.
-    this.#l2Tables = tables.slice(0, count).sort();
-    this.#newL2Tables = [];
+  async setL2Tables(l1: Float64Array, turns: Turns): Promise<void> {
+    const { clusterBytes } = this.#geometry;
+    const clusterAt = (index: number): number => {
+      const offset = l1[index] ?? 0;
+      return offset !== 0 && this.isL2Table(offset) ? offset / clusterBytes : 0;
+    };
+    const fileClusters = Math.ceil(this.#allocatedEnd() / clusterBytes);
+    this.#l2Tables = await TablePlaces.of([{ length: l1.length, clusterAt }], fileClusters, turns);
   }
 
-  /** A new one, as a rule behind all others. */
   addL2Table(offset: number): void {
-    const last = this.#newL2Tables.at(-1) ?? 0;
-    this.#newL2Tables.push(offset);
-    if (offset < last) this.#newL2Tables.sort((a, b) => a - b);
+    insertAscending(this.#newL2Tables, offset);
   }
 
   isL2Table(offset: number): boolean {
@@ -47,22 +50,9 @@ export class EntryRules {
   }
 
   #isInL2Table(offset: number): boolean {
-    const { tableBytes } = this.#geometry;
-    return (
-      offset < lastUpTo(this.#l2Tables, offset) + tableBytes ||
-      offset < lastUpTo(this.#newL2Tables, offset) + tableBytes
-    );
+    const { tableBytes, clusterBytes } = this.#geometry;
+    if (this.#l2Tables.has(offset / clusterBytes, tableBytes / clusterBytes)) return true;
+    const last = this.#newL2Tables[countBelow(this.#newL2Tables, offset + 1) - 1] ?? -Infinity;
+    return offset < last + tableBytes;
   }
-}
-
-/** The last that is not behind `offset`; if there is none, none that matters. */
-function lastUpTo(ascending: ArrayLike<number>, offset: number): number {
-  let low = 0;
-  let high = ascending.length;
-  while (low < high) {
-    const middle = (low + high) >>> 1;
-    if ((ascending[middle] ?? Infinity) <= offset) low = middle + 1;
-    else high = middle;
-  }
-  return ascending[low - 1] ?? -Infinity;
 }

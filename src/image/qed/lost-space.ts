@@ -7,13 +7,16 @@ import type { ClusterRange } from "../tables/cluster-pool.ts";
 import { ImageCorruptError } from "../tables/corrupt-error.ts";
 import type { ImageFile } from "../tables/image-file.ts";
 import { rewriteTable, scanTable } from "../tables/scan.ts";
+import { Turns } from "../tables/turns.ts";
 import { readU64LE } from "../tables/u64.ts";
 import type { QedGeometry } from "./header.ts";
 import { QED_ZERO_CLUSTER } from "./tables.ts";
 
 const ENTRY_BYTES = 8;
-/** 32 MiB of bits. What a larger file has lost stays lost. */
-const CLUSTERS_MAX = 2 ** 28;
+/** 16 MiB of bits. What a larger file has lost stays lost. */
+const CLUSTERS_MAX = 2 ** 27;
+/** A crash leaves a few. What lies between more of them stays lost. */
+const RANGES_MAX = 4096;
 
 /**
  * Takes the lost space of an image that nobody uses: cuts it off where it is last, and makes the rest read as zeroes,
@@ -35,9 +38,11 @@ export async function reclaimLostSpace(
   const used = await findUsed(file, geometry, clusters);
   const ranges: ClusterRange[] = [];
   let end = 0;
+  const turns = new Turns(file);
   for (let cluster = 0; cluster < clusters; cluster++) {
+    if (turns.over()) await turns.next();
     if (!isMarked(used, cluster)) continue;
-    if (cluster > end) ranges.push({ first: end, count: cluster - end });
+    if (cluster > end && ranges.length < RANGES_MAX) ranges.push({ first: end, count: cluster - end });
     end = cluster + 1;
   }
   await file.shrink(end * clusterBytes);
@@ -59,13 +64,13 @@ async function findUsed(file: ImageFile, geometry: QedGeometry, clusters: number
   };
   mark(0, headerEnd, 0);
   mark(l1Offset, tableBytes, 0);
-  for (const [table, at] of await l2Tables(file, geometry)) {
+  await eachEntry(file, { offset: l1Offset, length: tableBytes }, async (table, at) => {
     mark(table, tableBytes, at);
     await eachEntry(file, { offset: table, length: tableBytes }, (data, entryAt) => {
       // 1 is a zero cluster, which has no place.
       if (data !== QED_ZERO_CLUSTER) mark(data, clusterBytes, entryAt);
     });
-  }
+  });
   return used;
 }
 
@@ -73,29 +78,22 @@ async function rewriteTables(file: ImageFile, geometry: QedGeometry): Promise<vo
   const { tableBytes, l1Offset, headerEnd } = geometry;
   await rewriteTable(file, { offset: 0, length: headerEnd });
   await rewriteTable(file, { offset: l1Offset, length: tableBytes });
-  for (const [offset] of await l2Tables(file, geometry)) await rewriteTable(file, { offset, length: tableBytes });
-}
-
-/** Each with the place of its entry. */
-async function l2Tables(
-  file: ImageFile,
-  { l1Offset, tableBytes }: QedGeometry,
-): Promise<[table: number, at: number][]> {
-  const tables: [table: number, at: number][] = [];
-  await eachEntry(file, { offset: l1Offset, length: tableBytes }, (table, at) => tables.push([table, at]));
-  return tables;
+  await eachEntry(file, { offset: l1Offset, length: tableBytes }, (offset) =>
+    rewriteTable(file, { offset, length: tableBytes }),
+  );
 }
 
 async function eachEntry(
   file: ImageFile,
   range: { offset: number; length: number },
-  visit: (value: number, at: number) => void,
+  visit: (value: number, at: number) => void | Promise<void>,
 ): Promise<void> {
   await scanTable(file, range, async ({ at, bytes }) => {
     const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
     for (let i = 0; i + ENTRY_BYTES <= bytes.length; i += ENTRY_BYTES) {
       const value = readU64LE(view, i);
-      if (value !== 0) visit(value, at + i);
+      const under = value === 0 ? undefined : visit(value, at + i);
+      if (under !== undefined) await under;
     }
   });
 }

@@ -12,6 +12,7 @@ import { ImageCorruptError } from "../tables/corrupt-error.ts";
 import type { ImageFile } from "../tables/image-file.ts";
 import type { TableRun } from "../tables/reading.ts";
 import { SliceCache } from "../tables/slice-cache.ts";
+import { Turns } from "../tables/turns.ts";
 import { readU64LE, writeU64LE } from "../tables/u64.ts";
 import { EntryRules } from "./entry-rules.ts";
 import type { QedGeometry } from "./header.ts";
@@ -19,6 +20,7 @@ import type { QedGeometry } from "./header.ts";
 export const QED_UNALLOCATED = 0;
 export const QED_ZERO_CLUSTER = 1;
 const ENTRY_BYTES = 8;
+const STEPS_PER_LOOKUP = 32;
 const SLICE_BYTES_MAX = 16 * 1024;
 /** What cached slices may take. */
 export const QED_CACHE_BYTES = 32 * 1024 * 1024;
@@ -47,6 +49,7 @@ export class QedTables {
   readonly #parts: QedTablesParts;
   readonly #geometry: QedGeometry;
   readonly #l1: Float64Array;
+  readonly #turns: Turns;
   readonly #sliceBytes: number;
   readonly #sliceEntries: number;
   readonly #slices: SliceCache<Float64Array<ArrayBuffer>>;
@@ -55,6 +58,7 @@ export class QedTables {
     const { geometry, cacheBytes = QED_CACHE_BYTES } = parts;
     this.#parts = parts;
     this.#geometry = geometry;
+    this.#turns = new Turns(parts.file);
     this.#l1 = new Float64Array(geometry.l1Entries);
     this.#sliceBytes = Math.min(geometry.tableBytes, SLICE_BYTES_MAX);
     this.#sliceEntries = this.#sliceBytes / ENTRY_BYTES;
@@ -69,12 +73,9 @@ export class QedTables {
   /** Reads the L1 table. */
   static async load(parts: QedTablesParts): Promise<QedTables> {
     const tables = new QedTables(parts);
-    const { l1Entries, l1Offset } = parts.geometry;
-    const bytes = Buffer.allocUnsafeSlow(l1Entries * ENTRY_BYTES);
-    await parts.file.read(l1Offset, bytes);
-    const raw = new Float64Array(l1Entries);
-    decode(bytes, raw);
-    tables.rules.setL2Tables(raw);
+    const { l1Offset } = parts.geometry;
+    const raw = await readL1(parts.file, parts.geometry);
+    await tables.rules.setL2Tables(raw, new Turns(parts.file));
     const isGood = (value: number): boolean => tables.rules.isL2Table(value);
     tables.#check(raw, tables.#l1, { field: "L1 table entry", at: l1Offset, isGood });
     return tables;
@@ -103,8 +104,9 @@ export class QedTables {
     return true;
   }
 
-  /** As `lookupNow`, loading the table if need be. */
+  /** As `lookupNow`, loading the table if need be. A request may ask millions of times. */
   async lookup(offset: number, length: number, run: Run): Promise<void> {
+    if (this.#turns.over(STEPS_PER_LOOKUP)) await this.#turns.next();
     while (!this.lookupNow(offset, length, run)) {
       const key = this.#sliceOf(offset);
       await this.#slices.pin(key);
@@ -229,6 +231,15 @@ export class QedTables {
     const why = "points to no place where it may";
     return new ImageCorruptError(this.#parts.file.path, { field, at, why });
   }
+}
+
+/** The entries of the L1 table, as they are in the file; of those that are not needed for the disk's size, none. */
+export async function readL1(file: ImageFile, { l1Entries, l1Offset }: QedGeometry): Promise<Float64Array> {
+  const l1 = new Float64Array(l1Entries);
+  const bytes = Buffer.from(l1.buffer);
+  await file.read(l1Offset, bytes);
+  decode(bytes, l1);
+  return l1;
 }
 
 /** Both may be the same memory. */

@@ -58,6 +58,11 @@ export class ImageFile {
     }
   }
 
+  /** Lets everybody else have a turn: it goes by way of the thread pool, and waits for no disk. */
+  async pause(): Promise<void> {
+    await this.file.sizeBytes().catch(() => undefined);
+  }
+
   async read(offset: number, into: Uint8Array): Promise<void> {
     let count: number;
     try {

@@ -5,7 +5,7 @@ import { blockErrorFrom } from "../errors.ts";
 import type { ImageFile } from "./image-file.ts";
 
 /** How much of a table is in memory at a time. */
-export const SCAN_BYTES = 256 * 1024;
+export const SCAN_BYTES = 128 * 1024;
 
 const ENTRY_BYTES = 8;
 
@@ -16,14 +16,23 @@ export interface ScanPart {
   readonly bytes: Buffer;
 }
 
-/** Calls `visit` for every part of [offset, offset + length) that is not all zeroes; a file system's holes are skipped. */
+/** For whoever scans many tables. */
+export function newScanBuffer(): Buffer {
+  return Buffer.allocUnsafeSlow(SCAN_BYTES);
+}
+
+/**
+ * Calls `visit` for every part of [offset, offset + length) that is not all zeroes; a file system's holes are skipped.
+ * `memory`: for the parts, one after the other.
+ */
 export async function scanTable(
   file: ImageFile,
   { offset, length }: { offset: number; length: number },
   visit: (part: ScanPart) => Promise<void>,
+  memory?: Buffer,
 ): Promise<void> {
   const end = offset + length;
-  const buffer = Buffer.allocUnsafeSlow(Math.min(SCAN_BYTES, length));
+  const buffer = memory ?? Buffer.allocUnsafeSlow(Math.min(SCAN_BYTES, length));
   let dataEnd = offset;
   for (let at = offset; at < end; ) {
     if (at >= dataEnd) {

@@ -24,6 +24,8 @@ export interface SliceCacheOptions<T> {
   readonly load: (key: number, old: T | undefined) => Promise<T>;
   /** Keep what is forgotten for `load`: memory that comes and goes with every slice is given back late. Default: no. */
   readonly reuse?: boolean;
+  /** Gives the memory of a slice back that was forgotten and that nobody uses, as an alternative to `reuse`. */
+  readonly free?: (slice: T) => void;
 }
 
 /** Forgotten slices that are kept for use: as many as are loaded at the same time, as a rule. */
@@ -33,6 +35,7 @@ export class SliceCache<T> {
   readonly #slicesMax: number;
   readonly #load: SliceCacheOptions<T>["load"];
   readonly #reuse: boolean;
+  readonly #free: SliceCacheOptions<T>["free"];
   readonly #old: T[] = [];
   /** By when they were last used, the longest ago first. */
   readonly #entries = new Map<number, Entry<T>>();
@@ -40,10 +43,11 @@ export class SliceCache<T> {
   #lastKey = -1;
   #last: T | undefined;
 
-  constructor({ slicesMax, load, reuse = false }: SliceCacheOptions<T>) {
+  constructor({ slicesMax, load, reuse = false, free }: SliceCacheOptions<T>) {
     this.#slicesMax = slicesMax;
     this.#load = load;
     this.#reuse = reuse;
+    this.#free = free;
   }
 
   get size(): number {
@@ -101,6 +105,7 @@ export class SliceCache<T> {
       if (entry.pins > 0) continue;
       this.#entries.delete(key);
       if (key === this.#lastKey) this.#lastKey = -1;
+      if (entry.slice !== undefined) this.#free?.(entry.slice);
       if (this.#reuse && entry.slice !== undefined && this.#old.length < OLD_MAX) this.#old.push(entry.slice);
     }
   }

@@ -9,6 +9,7 @@ import { ImageFile } from "../../../src/image/tables/image-file.ts";
 import { References } from "../../../src/image/tables/references.ts";
 import { SCAN_BYTES, scanTable } from "../../../src/image/tables/scan.ts";
 import { SliceCache } from "../../../src/image/tables/slice-cache.ts";
+import { Turns } from "../../../src/image/tables/turns.ts";
 import { readU64LE } from "../../../src/image/tables/u64.ts";
 import { FakeFiles } from "../../support/fake-files.ts";
 import { handMadeQed } from "../../support/qed-bytes.ts";
@@ -146,7 +147,7 @@ itSeeded("a check window by window comes to the same as one in a single window",
     const file = await imageFile(files, "/a");
     const geometry = geometryOf(header);
     const rules = new EntryRules(geometry, () => bytes.length);
-    rules.setL2Tables(Float64Array.of(made.l2Offset));
+    await rules.setL2Tables(Float64Array.of(made.l2Offset), new Turns(file));
     const whole = await checkTables({ file, geometry, rules, repair: false });
     const byWindow = await checkTables({ file, geometry, rules, repair: false, windowClusters: rng.integer(1, 9) });
     expect(byWindow).toEqual(whole);
