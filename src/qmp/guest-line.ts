@@ -5,6 +5,7 @@
  *
  *   check    → checked      whether the destination's QEMU waits for a guest
  *   receive  → listening    it listens for memory from now on
+ *   look     → seen         whether all of a guest is there, and waits; false: there is no QEMU that has any of one
  *   start    → started      the disks are the destination's, the source's QEMU has completed: the guest runs there
  *   abandon  → abandoned    the guest stays with the source: the QEMU that has a copy of it is gone
  *            → cannot       in place of any of these
@@ -22,6 +23,7 @@ const text = z.string().max(TEXT_CHARACTERS_MAX);
 export const Order = z.discriminatedUnion("type", [
   z.strictObject({ type: z.literal("check") }),
   z.strictObject({ type: z.literal("receive"), guestWasRunning: z.boolean() }),
+  z.strictObject({ type: z.literal("look") }),
   /** `guestWasRunning` is absent when the source has forgotten. */
   z.strictObject({ type: z.literal("start"), guestWasRunning: z.boolean().optional() }),
   z.strictObject({ type: z.literal("abandon"), reason: text }),
@@ -31,6 +33,7 @@ export type Order = z.output<typeof Order>;
 export const Answer = z.discriminatedUnion("type", [
   z.strictObject({ type: z.literal("checked"), problems: z.array(text).max(16) }),
   z.strictObject({ type: z.literal("listening") }),
+  z.strictObject({ type: z.literal("seen"), arrived: z.boolean() }),
   z.strictObject({ type: z.literal("started"), running: z.boolean(), status: text }),
   z.strictObject({ type: z.literal("abandoned") }),
   z.strictObject({

@@ -30,17 +30,19 @@ export interface SourceTimes {
 }
 
 /**
- * - `completed`: the destination QEMU has all of the guest, and may be continued if `guestWasRunning`.
+ * - `completed`: the destination QEMU has all of the guest, and may be continued if `guestWasRunning`; undefined: nobody
+ *   has said.
  * - `kept`: the disks were not given away, and the guest is here; whoever froze the disks may thaw them. It runs again if
  *   it ran before, as far as `guest` says.
- * - `stranded`: QEMU's migration failed after the disks were given away. **The guest is here and runs**, as far as
- *   `guest` says: it must get its disks back.
+ * - `stranded`: QEMU's migration failed after the disks were given away, or somebody has let the guest go on here since it
+ *   had completed. **The guest is here and runs**, as far as `guest` says: it must get its disks back.
  * - `undecided`: the hand-over broke off without saying who has the disks. The guest stands still, and
  *   QEMU waits: `adopt`, with what has been found out since, ends it.
- * - `lost`: the monitor is gone; QEMU may be too. `adopt` takes the migration up over a new connection.
+ * - `lost`: the monitor is gone, and QEMU may be too; or what is there has never migrated, and is another QEMU than before.
+ *   `adopt` takes the migration up over a new connection.
  */
 export type SourceOutcome = { readonly times: SourceTimes } & (
-  | { readonly kind: "completed"; readonly guestWasRunning: boolean }
+  | { readonly kind: "completed"; readonly guestWasRunning: boolean | undefined }
   | { readonly kind: "kept" | "stranded"; readonly guest: StatusInfo; readonly reason: Error }
   | { readonly kind: "undecided"; readonly reason: Error }
   | { readonly kind: "lost"; readonly given: boolean; readonly reason: Error }

@@ -37,6 +37,8 @@ export interface SourceOptions {
 
 const PAUSED = "pre-switchover";
 const ENDED = new Set(["completed", "failed", "cancelled"]);
+/** Of a guest that QEMU has sent elsewhere, and that nobody has let go on since. */
+export const LEFT = "postmigrate";
 /** A guest in one of these cannot be migrated. */
 const NOT_HERE = new Set(["inmigrate", "postmigrate", "finish-migrate", "shutdown", "guest-panicked"]);
 
@@ -44,6 +46,7 @@ const FAILURES: Readonly<Record<string, string>> = {
   // Somebody else has said migrate-continue. The disks are here, so this is where the guest must run on.
   completed: "QEMU has migrated without waiting for the disks: the guest can be continued here, and must not be there",
 };
+const CONTINUED = "somebody has let the guest go on here since it had left";
 
 interface Progress {
   readonly startedMs: number;
@@ -58,7 +61,9 @@ export class SourceChoreography {
   #phase: SourcePhase = "idle";
   #times: Progress = { startedMs: 0 };
   #cancelling = new AbortController();
-  #guestWasRunning = true;
+  #guestWasRunning: boolean | undefined;
+  /** Nobody has watched the guest all the time. */
+  #adopted = false;
   #given = false;
   #restore: (() => Promise<void>) | undefined;
 
@@ -108,14 +113,23 @@ export class SourceChoreography {
 
   /**
    * Takes up, over a new connection, a migration that was begun before: `given` when the disks are known to be the
-   * destination's. `guestWasRunning` is what was noted then. The same ends an `undecided` one.
+   * destination's. `guestWasRunning` is what was noted then, if anything. The same ends an `undecided` one.
    */
-  async adopt(given: boolean, guestWasRunning = true): Promise<SourceOutcome> {
+  async adopt(given: boolean, guestWasRunning?: boolean): Promise<SourceOutcome> {
     this.#advance("moving-memory");
     this.#reset();
     this.#given = given;
     this.#guestWasRunning = guestWasRunning;
+    this.#adopted = true;
     return await this.#follow();
+  }
+
+  /** Ends what a process that is gone has begun, and nothing was given away for; undefined: QEMU is not about anything. */
+  async callOff(reason: QmpError): Promise<SourceOutcome | undefined> {
+    if (ended(await this.#client.execute("query-migrate"))) return undefined;
+    const ending = this.adopt(false);
+    this.cancel(reason);
+    return await ending;
   }
 
   /** As far as that is still possible; the outcome of `run` tells. Later than the hand-over it ends `stranded`, or too late. */
@@ -187,18 +201,28 @@ export class SourceChoreography {
   }
 
   async #ended(info: MigrationInfo, why?: Error): Promise<SourceOutcome> {
-    if (info.status === "completed" && this.#given) {
-      this.#advance("ended");
-      return { kind: "completed", guestWasRunning: this.#guestWasRunning, times: this.#takenTimes() };
-    }
+    const completed = info.status === "completed" && this.#given;
+    if (completed && !this.#adopted) return this.#completed();
     const guest = await this.#resumedGuest();
+    if (completed && guest.status === LEFT) return this.#completed();
+    if (this.#given && !ENDED.has(info.status ?? "")) throw anotherQemu(guest);
     await this.restoreSettings();
     this.#advance("ended");
     const cancelled = this.#cancelling.signal.aborted ? (this.#cancelling.signal.reason as Error) : undefined;
     const said = info["error-desc"] ?? `it is "${info.status ?? "none"}"`;
     const reason =
-      why ?? cancelled ?? new QmpError("state", FAILURES[info.status ?? ""] ?? `QEMU's migration failed: ${said}`);
+      why ??
+      cancelled ??
+      new QmpError(
+        "state",
+        completed ? CONTINUED : (FAILURES[info.status ?? ""] ?? `QEMU's migration failed: ${said}`),
+      );
     return { kind: this.#given ? "stranded" : "kept", guest, reason, times: this.#takenTimes() };
+  }
+
+  #completed(): SourceOutcome {
+    this.#advance("ended");
+    return { kind: "completed", guestWasRunning: this.#guestWasRunning, times: this.#takenTimes() };
   }
 
   /** QEMU says that it has failed a little before it lets the guest run on. */
@@ -230,6 +254,7 @@ export class SourceChoreography {
     this.#times = { startedMs: this.#client.clock.nowMs() };
     this.#cancelling = new AbortController();
     this.#given = false;
+    this.#adopted = false;
   }
 
   #takenTimes(): SourceTimes {
@@ -241,6 +266,11 @@ export class SourceChoreography {
     this.#phase = to;
     this.#options.onProgress?.(to);
   }
+}
+
+function anotherQemu({ status }: StatusInfo): QmpError {
+  const why = `the source's QEMU has never migrated: it is another one than before, in state "${status}"`;
+  return new QmpError("state", why);
 }
 
 function ended(info: MigrationInfo): boolean {

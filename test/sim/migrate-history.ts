@@ -162,7 +162,7 @@ class History {
         SETTLE_MS,
       );
       if (refusal === undefined) return true;
-      if (!(refusal instanceof MigrationError)) throw refusal;
+      if (!(refusal instanceof MigrationError)) throw new Error("the cancel failed", { cause: refusal });
       const wrote = refusal.message.includes("written");
       if (wrote && !this.#moved) throw new OracleError(`nobody has written, and they are kept: ${this.where()}`);
       if (refusal.code !== "not-connected") return false;

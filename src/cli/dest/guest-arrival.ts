@@ -43,6 +43,7 @@ interface Arriving {
   readonly outcome: Promise<DestinationOutcome>;
 }
 
+const UNDER_WAY: readonly ArrivalPhase[] = ["waiting", "arriving", "arrived"];
 const RUNS_HERE = "the guest runs here already";
 const INCOMING = "start it with -S -incoming defer";
 
@@ -52,7 +53,8 @@ export class GuestArrival {
   readonly #open = new Set<Line>();
   #status: GuestArrivalStatus = { phase: "idle", lastError: undefined };
   #arriving: Arriving | undefined;
-  #guestWasRunning = true;
+  /** Undefined: who has received it is not the process any more that knew. */
+  #guestWasRunning: boolean | undefined;
   #inTransit = false;
 
   constructor(options: GuestArrivalOptions) {
@@ -87,8 +89,7 @@ export class GuestArrival {
 
   /** Resolves when the last guest that was to come runs here, or will not. */
   async outcome(): Promise<GuestArrivalStatus> {
-    const underWay: readonly ArrivalPhase[] = ["waiting", "arriving", "arrived"];
-    while (underWay.includes(this.#status.phase)) await this.#change.next();
+    while (UNDER_WAY.includes(this.#status.phase)) await this.#change.next();
     return this.#status;
   }
 
@@ -138,8 +139,11 @@ export class GuestArrival {
         this.#guestWasRunning = order.guestWasRunning;
         await this.#receive();
         return { type: "listening" };
+      case "look":
+        return { type: "seen", arrived: await this.#hasArrived() };
       case "start": {
-        const { running, status } = await this.#start(order.guestWasRunning ?? this.#guestWasRunning);
+        // Where nobody knows any more, an operator may have paused it.
+        const { running, status } = await this.#start(order.guestWasRunning ?? this.#guestWasRunning ?? false);
         return { type: "started", running, status };
       }
       case "abandon":
@@ -212,6 +216,26 @@ export class GuestArrival {
     const ended = await outcome;
     if (ended.kind === "started") return ended.guest;
     throw ended.reason;
+  }
+
+  /** Whether all of a guest is in QEMU; false: there is none, or one that waits for a guest. Rejects if that cannot be told. */
+  async #hasArrived(): Promise<boolean> {
+    const talking = UNDER_WAY.includes(this.#status.phase) ? this.#arriving?.client : undefined;
+    let client = talking;
+    try {
+      client ??= await this.#dial();
+      const guest = await client.execute("query-status");
+      if (guest.running) throw new QmpError("state", RUNS_HERE);
+      if (guest.status === "inmigrate") return false;
+      const { status } = await client.execute("query-migrate");
+      if (status === "completed") return true;
+      throw new QmpError("state", `QEMU is in state "${guest.status}", and no guest has come in`, { hint: INCOMING });
+    } catch (error) {
+      if (error instanceof QmpError && error.code === "closed") return false;
+      throw error;
+    } finally {
+      if (client !== talking) client?.close();
+    }
   }
 
   /** Resolves when there is no QEMU that could run it. */

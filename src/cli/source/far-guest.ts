@@ -1,6 +1,7 @@
 /** The guest's QEMU on the other host, as the source gives it orders: by `dest`, over the link. */
 import { MigrationError, messageOf } from "../../migrate/errors.ts";
 import type { SourceMigration } from "../../migrate/source.ts";
+import { QmpError } from "../../qmp/errors.ts";
 import { clip, GuestCaller } from "../../qmp/guest-line.ts";
 import type { Log } from "../log.ts";
 import { GUEST_TUNNEL } from "../migration/qmp.ts";
@@ -46,14 +47,17 @@ export class FarGuest {
     }
   }
 
-  /** A copy of the guest that must not run. Resolves to whether it is gone; where nobody can be asked, that is not known. */
-  async abandon(reason: string): Promise<boolean> {
+  /**
+   * A copy of the guest that must not run. Resolves to what has become of it: where nobody can be asked, that is not known;
+   * one that runs is kept.
+   */
+  async abandon(reason: string): Promise<"gone" | "kept" | "unknown"> {
     try {
       await this.order((caller) => caller.ask({ type: "abandon", reason: clip(reason) }, "abandoned"));
-      return true;
+      return "gone";
     } catch (error) {
       this.#log.warn("the destination's QEMU could not be told to go", { why: messageOf(error) });
-      return false;
+      return error instanceof QmpError && error.code === "state" ? "kept" : "unknown";
     }
   }
 

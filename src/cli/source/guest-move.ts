@@ -5,6 +5,8 @@
  * Invariants
  * - The guest is started over there only after QEMU has said here that it has completed, and the disks are over there.
  * - Whenever the guest stays here, the QEMU over there is told to go first, and then the disks come back.
+ * - Who comes after a process that has ended in between goes on by what QEMU says, and by what was noted: nobody lets a guest
+ *   run that was paused, or that runs elsewhere.
  */
 import type { Env } from "../../env/env.ts";
 import type { ByteStream } from "../../env/links.ts";
@@ -14,13 +16,22 @@ import { listenOn } from "../../os/listen.ts";
 import { QmpClient } from "../../qmp/client.ts";
 import { QmpError } from "../../qmp/errors.ts";
 import { clip } from "../../qmp/guest-line.ts";
-import type { MigrationInfo } from "../../qmp/messages.ts";
-import { type HandOverResult, SourceChoreography } from "../../qmp/source.ts";
-import type { SourceOutcome, SourcePhase } from "../../qmp/source-states.ts";
+import { type HandOverResult, LEFT, SourceChoreography } from "../../qmp/source.ts";
+import type { SourceOutcome } from "../../qmp/source-states.ts";
 import type { Log } from "../log.ts";
 import { joinStreams } from "../migration/join-streams.ts";
 import { MEMORY_TUNNEL, type QmpPlan } from "../migration/qmp.ts";
 import { FarGuest, isGiven } from "./far-guest.ts";
+import {
+  AGAIN,
+  bytesOf,
+  type GuestMoved,
+  type GuestMoveStatus,
+  LEFT_BEHIND,
+  LEFT_STANDING,
+  TWO_OF_THEM,
+} from "./guest-moved.ts";
+import { type GuestNote, GuestNotes } from "./guest-note.ts";
 import type { LateImages } from "./late-images.ts";
 
 /** A link that was cut while memory went is given this long to be back before the disks stay here. */
@@ -31,28 +42,15 @@ export interface GuestMoveOptions {
   readonly log: Log;
   readonly qmp: QmpPlan;
   readonly migration: SourceMigration;
+  readonly stateDirectory: string;
   /** With `--late-open`: the images that QEMU has open until its guest has moved. */
   readonly late?: LateImages | undefined;
-}
-
-export interface GuestMoved {
-  /** It runs over there; false: it was paused here. Undefined: it went in an earlier life of ours. */
-  readonly running: boolean;
-  /** From the instant when it stopped here until it could go on there; undefined: not known. */
-  readonly stoodStillMs: number | undefined;
-}
-
-/** As JSON. */
-export interface GuestMoveStatus {
-  readonly phase: SourcePhase | "starting" | "returning" | "started" | "failed";
-  readonly sentBytes: number;
-  readonly restBytes: number;
-  readonly lastError: string | undefined;
 }
 
 export class GuestMove {
   readonly #options: GuestMoveOptions;
   readonly #far: FarGuest;
+  readonly #notes: GuestNotes;
   #status: GuestMoveStatus = { phase: "idle", sentBytes: 0, restBytes: 0, lastError: undefined };
   #moving: Promise<GuestMoved> | undefined;
   #moved: GuestMoved | undefined;
@@ -63,9 +61,18 @@ export class GuestMove {
   #receiver: string | undefined;
   readonly #closing = new AbortController();
 
-  constructor(options: GuestMoveOptions) {
+  /** That a guest may wait for somebody to go on with it shows in the status. */
+  static async open(options: GuestMoveOptions): Promise<GuestMove> {
+    const guest = new GuestMove(options);
+    const note = await guest.#notes.readOfAny();
+    if (note?.state === "moving") guest.#note({ lastError: LEFT_BEHIND });
+    return guest;
+  }
+
+  private constructor(options: GuestMoveOptions) {
     this.#options = options;
     this.#far = new FarGuest(options.migration, options.log);
+    this.#notes = new GuestNotes(options.env, options.stateDirectory, options);
     // Whoever calls the disks' move off means the guest as well.
     options.migration.onEvent((event) => {
       if (event.kind !== "phase" || event.phase !== "cancelled") return;
@@ -124,6 +131,7 @@ export class GuestMove {
     throw new MigrationError("phase", "the guest had moved before it could be called off", hint);
   }
 
+  /** Nothing is ordered any more: what is under way is left to the next process. Idempotent. */
   close(): void {
     const ending = new MigrationError("closed", "the source is ending", "start it again");
     this.#closing.abort(ending);
@@ -136,6 +144,11 @@ export class GuestMove {
     const given = isGiven(migration);
     if (!given && migration.phase !== "ready") {
       throw new MigrationError("phase", `the migration is in phase ${migration.phase}, not ready`, "wait for ready");
+    }
+    const note = await this.#notes.read();
+    if (given && note?.state === "started") {
+      await migration.switchover();
+      return { running: note.guestWasRunning, stoodStillMs: undefined };
     }
     this.#note({ phase: "preparing", sentBytes: 0, restBytes: 0 });
     this.#callingOff = new AbortController();
@@ -151,16 +164,46 @@ export class GuestMove {
     });
     this.#choreography = choreography;
     try {
-      if (!given) return await this.#begin(client, choreography);
+      if (!given) return (await this.#takeUp(client, choreography, note)) ?? (await this.#begin(client, choreography));
       // An earlier life of ours, or an earlier order, has got so far; how far, QEMU knows.
       const there = await migration.switchover().then(
         () => true,
         () => false,
       );
-      return await this.#conclude(await choreography.adopt(there), client);
+      return await this.#conclude(await choreography.adopt(there, note?.guestWasRunning), client);
     } finally {
       this.#choreography = undefined;
     }
+  }
+
+  /**
+   * What an earlier life of ours has left standing, before anything was given away: QEMU waits for the disks to go, or has
+   * completed. Undefined: there is nothing of that kind.
+   */
+  async #takeUp(
+    client: QmpClient,
+    choreography: SourceChoreography,
+    note: GuestNote | undefined,
+  ): Promise<GuestMoved | undefined> {
+    const { late } = this.#options;
+    if (note?.state !== "moving") return undefined;
+    const { guestWasRunning } = note;
+    this.#receiver = note.destinationId;
+    const gone = new QmpError("state", "the process that moved the guest has ended meanwhile");
+    const outcome = await choreography.callOff(gone);
+    const { status } = await client.execute("query-status");
+    if (late !== undefined && status === LEFT) {
+      const problems = await late.problems(client);
+      if (problems.length > 0) throw new QmpError("state", problems.join("; "), { hint: LEFT_STANDING });
+      const { arrived } = await this.#far.order((caller) => caller.ask({ type: "look" }, "seen"));
+      if (!arrived)
+        return await this.#stay(client, guestWasRunning, `${gone.message}, and what had come of it is lost`);
+      await this.#giveLate(client, guestWasRunning);
+      return await this.#start(client, { guestWasRunning });
+    }
+    if (outcome === undefined) return undefined;
+    await this.#far.abandon(gone.message);
+    return await this.#conclude(outcome, client);
   }
 
   async #begin(client: QmpClient, choreography: SourceChoreography): Promise<GuestMoved> {
@@ -172,12 +215,15 @@ export class GuestMove {
       throw new QmpError("state", `the guest cannot be migrated: ${problems.join("; ")}`, hint);
     }
     this.#receiver = migration.status().destinationId;
+    await this.#notes.write("moving", guestWasRunning);
     await this.#far.order((caller) => caller.ask({ type: "receive", guestWasRunning }, "listening"));
     const memory = await listenOn({ kind: "unix", path: qmp.memoryPath }, (stream) => this.#sendMemory(stream));
     try {
       return await this.#conclude(await choreography.run(qmp.memoryUri), client);
     } catch (error) {
-      if (!isGiven(this.#options.migration)) await this.#far.abandon(messageOf(error));
+      // Who ends leaves everything as it is, for the next one.
+      const ending = this.#closing.signal.aborted;
+      if (!ending && !isGiven(this.#options.migration)) await this.#far.abandon(messageOf(error));
       throw error;
     } finally {
       memory.close();
@@ -189,10 +235,11 @@ export class GuestMove {
     switch (outcome.kind) {
       case "completed":
         if (!given) await this.#giveLate(client, outcome.guestWasRunning);
-        return await this.#start(client, outcome);
+        return await this.#start(client, { ...outcome, stoppedMs: outcome.times.stoppedMs });
       case "kept":
       case "stranded": {
         if (given) return await this.#return(outcome.reason, outcome.guest.status);
+        await this.#notes.remove();
         const why = `QEMU's migration did not take place: ${messageOf(outcome.reason)}`;
         const hint = `the guest is here (${outcome.guest.status}), with its disks; ${AGAIN}`;
         throw new MigrationError("cancelled", why, hint);
@@ -210,20 +257,23 @@ export class GuestMove {
 
   async #start(
     client: QmpClient,
-    { guestWasRunning, times }: SourceOutcome & { kind: "completed" },
+    { guestWasRunning, stoppedMs }: { guestWasRunning: boolean | undefined; stoppedMs?: number | undefined },
   ): Promise<GuestMoved> {
-    const { env, migration } = this.#options;
+    const { env, log, migration } = this.#options;
     this.#note({ phase: "starting" });
-    const order = { type: "start", guestWasRunning } as const;
+    const order = { type: "start" as const, ...(guestWasRunning !== undefined && { guestWasRunning }) };
     try {
       const { running } = await this.#far.insist((caller) => caller.ask(order, "started"));
-      const { stoppedMs } = times;
+      await this.#notes.write("started", running).catch((error: unknown) => {
+        log.warn("that the guest has gone cannot be noted", { why: messageOf(error) });
+      });
       return { running, stoodStillMs: stoppedMs === undefined ? undefined : env.clock.nowMs() - stoppedMs };
     } catch (error) {
       if (isGiven(migration)) throw error;
       // Somebody has asked for the disks, and has got them. Whether the guest runs there, only that QEMU can say.
       const why = `the disks have come back before the guest was known to run over there: ${messageOf(error)}`;
-      if (!(await this.#far.abandon(why))) throw new QmpError("state", why, { cause: error, hint: LEFT_STANDING });
+      if ((await this.#far.abandon(why)) !== "gone")
+        throw new QmpError("state", why, { cause: error, hint: LEFT_STANDING });
       return await this.#stay(client, guestWasRunning, why);
     }
   }
@@ -231,7 +281,10 @@ export class GuestMove {
   /** The guest runs here, and its disks are over there: back with them, however long the link takes. */
   async #return(reason: Error, guest: string): Promise<never> {
     this.#note({ phase: "returning", lastError: messageOf(reason) });
-    await this.#far.abandon(messageOf(reason));
+    if ((await this.#far.abandon(messageOf(reason))) === "kept") {
+      const why = `${messageOf(reason)}; and the destination's QEMU has it as well, and keeps it`;
+      throw new QmpError("state", why, { hint: TWO_OF_THEM });
+    }
     for (;;) {
       try {
         await this.#options.migration.cancel(clip(`QEMU's migration failed: ${messageOf(reason)}`).slice(0, 200));
@@ -241,12 +294,13 @@ export class GuestMove {
         await this.#far.connected();
       }
     }
+    await this.#notes.remove();
     const why = `QEMU's migration failed after the disks were given away: ${messageOf(reason)}`;
     throw new MigrationError("cancelled", why, `the guest is here (${guest}), and has its disks back; ${AGAIN}`);
   }
 
   /** QEMU has completed, and has let go of its images: now they can be opened, and given away. */
-  async #giveLate(client: QmpClient, guestWasRunning: boolean): Promise<void> {
+  async #giveLate(client: QmpClient, guestWasRunning: boolean | undefined): Promise<void> {
     const { late, migration } = this.#options;
     const { signal } = this.#callingOff;
     this.#note({ phase: "starting" });
@@ -256,7 +310,7 @@ export class GuestMove {
       const result = await this.#handOver(signal);
       if (result.kind === "kept") throw result.reason;
     } catch (error) {
-      if (isGiven(migration)) throw error;
+      if (isGiven(migration) || this.#closing.signal.aborted) throw error;
       // Whoever did not get the disks does not start the guest.
       await this.#far.abandon(messageOf(error));
       await this.#stay(client, guestWasRunning, `the disks could not be given away: ${messageOf(error)}`);
@@ -264,10 +318,11 @@ export class GuestMove {
   }
 
   /** The guest stands still in this QEMU, which has completed, and nobody else has its disks: it goes on here. */
-  async #stay(client: QmpClient, guestWasRunning: boolean, why: string): Promise<never> {
+  async #stay(client: QmpClient, guestWasRunning: boolean | undefined, why: string): Promise<never> {
     await this.#options.late?.shut();
+    await this.#notes.remove();
     try {
-      if (guestWasRunning) await client.execute("cont", undefined, { timeoutMs: null });
+      if (guestWasRunning === true) await client.execute("cont", undefined, { timeoutMs: null });
     } catch (cause) {
       const message = `${why}; and the guest does not go on here: ${messageOf(cause)}`;
       throw new QmpError("state", message, { cause, hint: LEFT_STANDING });
@@ -332,12 +387,4 @@ export class GuestMove {
   }
 }
 
-const LEFT_STANDING =
-  "end the QEMU over there; then `cont` in the monitor of this one, while `blockferry status` says that the disks are here";
-const AGAIN = "start the QEMU over there again, then `blockferry switchover`";
 const NEVER = { handOver: () => Promise.reject(new Error("only asked for its problems")) };
-
-function bytesOf(info: MigrationInfo | undefined): Partial<GuestMoveStatus> {
-  if (info?.ram === undefined) return {};
-  return { sentBytes: info.ram.transferred, restBytes: info.ram.remaining };
-}

@@ -64,7 +64,7 @@ export async function runSourceMigration(
   });
   cleanup.defer(() => migration.close());
   const lateImages = late && new LateImages(late, log);
-  const guest = plan.qmp && new GuestMove({ env, log, migration, qmp: plan.qmp, late: lateImages });
+  const guest = plan.qmp && (await GuestMove.open({ ...plan, env, log, migration, qmp: plan.qmp, late: lateImages }));
   cleanup.defer(() => guest?.close());
   // An earlier life of ours has given them away: QEMU is done with them.
   if (migration.phase !== "setup") await lateImages?.open();
@@ -112,6 +112,7 @@ export async function runSourceMigration(
   cleanup.defer(() => sdNotify(around.notifySocket, ["STOPPING=1"]));
 
   const why = await stop.wished;
+  guest?.close();
   events.publish("stopping", { why });
   log.info("stopping", { why });
   return EXIT_OK;

@@ -3,7 +3,7 @@ import type { DiskStatus, MigrationStatus, Status } from "../../control/status.t
 import type { SourcePhase } from "../../migrate/phases.ts";
 import type { SourceStatus } from "../../migrate/source-options.ts";
 import { cut, linkStatus } from "../migration/link-status.ts";
-import type { GuestMoveStatus } from "./guest-move.ts";
+import type { GuestMoveStatus } from "./guest-moved.ts";
 import type { OpenedDisk } from "./images.ts";
 
 export function migrationStatus(status: SourceStatus, address: string, guest?: GuestMoveStatus): MigrationStatus {

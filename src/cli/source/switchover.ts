@@ -7,7 +7,8 @@ import type { SourceMigration } from "../../migrate/source.ts";
 import type { SourceStatus } from "../../migrate/source-options.ts";
 import type { WriteMeter } from "../migration/metered-device.ts";
 import { whenShown } from "../migration/when-shown.ts";
-import type { GuestMove, GuestMoved } from "./guest-move.ts";
+import type { GuestMove } from "./guest-move.ts";
+import type { GuestMoved } from "./guest-moved.ts";
 import type { OpenedDisk } from "./images.ts";
 
 export interface Switching {

@@ -18,6 +18,8 @@ export interface SideOptions {
   readonly extension?: string;
   /** Of the guest; there is none with `--late-open`. */
   readonly ownSocket?: boolean;
+  /** Added to our own environment. */
+  readonly env?: Readonly<Record<string, string>>;
 }
 
 export class MigrationProcess extends CloneProcess {
@@ -64,9 +66,9 @@ export class Rig {
 
   /** `link`: where an earlier one has listened. */
   async source(options: SideOptions & { link?: string } = {}): Promise<MigrationProcess> {
-    const { flags = [], link = "127.0.0.1:0", ownSocket = true } = options;
+    const { flags = [], link = "127.0.0.1:0", ownSocket = true, env } = options;
     const disks = this.disks.map((disk) => `${disk}=${this.image("a", disk)}`);
-    return await this.#spawn("a", ["source", ...this.#own("a", ownSocket), "--link", link, ...flags, ...disks]);
+    return await this.#spawn("a", ["source", ...this.#own("a", ownSocket), "--link", link, ...flags, ...disks], env);
   }
 
   destArguments(address: string, { flags = [], extension = ".raw" }: SideOptions = {}, side: Side = "b"): string[] {
@@ -90,8 +92,8 @@ export class Rig {
     return ["--exit-with-parent", ...(ownSocket ? ["-U", socket] : []), "-C", `${socket}.ctl`, ...state];
   }
 
-  async #spawn(side: Side, args: readonly string[]): Promise<MigrationProcess> {
-    const child = spawn(BLOCKFERRY, args, { stdio: ["ignore", "pipe", "pipe"] });
+  async #spawn(side: Side, args: readonly string[], env: SideOptions["env"] = {}): Promise<MigrationProcess> {
+    const child = spawn(BLOCKFERRY, args, { env: { ...process.env, ...env }, stdio: ["ignore", "pipe", "pipe"] });
     const started = new MigrationProcess(child, this.socket(side));
     try {
       await started.ready();

@@ -22,6 +22,7 @@ function rig(answers: (order: Order) => Answer | undefined, options: PairOptions
 const ANSWERS: Readonly<Record<Order["type"], Answer>> = {
   check: { type: "checked", problems: ['it is in state "running"'] },
   receive: { type: "listening" },
+  look: { type: "seen", arrived: true },
   start: { type: "started", running: true, status: "running" },
   abandon: { type: "abandoned" },
 };
@@ -30,9 +31,10 @@ test("every order has its answer, wherever the stream is cut", async () => {
   const { caller, orders, closed } = rig(({ type }) => ANSWERS[type], { clientCut: byteByByte, serverCut: byteByByte });
   expect(await caller.ask({ type: "check" }, "checked")).toEqual(ANSWERS.check);
   expect(await caller.ask({ type: "receive", guestWasRunning: false }, "listening")).toEqual(ANSWERS.receive);
+  expect(await caller.ask({ type: "look" }, "seen")).toEqual(ANSWERS.look);
   expect(await caller.ask({ type: "start" }, "started")).toEqual(ANSWERS.start);
   expect(await caller.ask({ type: "abandon", reason: 'it is "full"' }, "abandoned")).toEqual(ANSWERS.abandon);
-  expect(orders.map(({ type }) => type)).toEqual(["check", "receive", "start", "abandon"]);
+  expect(orders.map(({ type }) => type)).toEqual(["check", "receive", "look", "start", "abandon"]);
   caller.end();
   expect(await closed).toBeUndefined();
 });

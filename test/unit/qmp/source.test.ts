@@ -1,67 +1,8 @@
 import { expect, test } from "vitest";
-import type { QmpClient } from "../../../src/qmp/client.ts";
 import { QmpCommandError } from "../../../src/qmp/errors.ts";
 import { POLL_MS, RESUME_TIMEOUT_MS, URGENT_POLL_MS } from "../../../src/qmp/limits.ts";
-import { type HandOverResult, SourceChoreography } from "../../../src/qmp/source.ts";
-import type { SourceOutcome, SourcePhase } from "../../../src/qmp/source-states.ts";
-import { FakeQemu, OK, refused, settle } from "./fake-qemu.ts";
-
-const URI = "unix:/run/vm.ram";
-const GIVEN: HandOverResult = { kind: "given" };
-const ACTIVE = { ram: { transferred: 1, remaining: 2, total: 3 } };
-
-class Rig {
-  readonly qemu: FakeQemu;
-  readonly source: SourceChoreography;
-  readonly phases: SourcePhase[] = [];
-  readonly handedOver = Promise.withResolvers<HandOverResult>();
-  handOvers = 0;
-  signal: AbortSignal | undefined;
-
-  static async start(qemu = new FakeQemu()): Promise<Rig> {
-    return new Rig(qemu, await qemu.connect());
-  }
-
-  private constructor(qemu: FakeQemu, client: QmpClient) {
-    this.qemu = qemu;
-    const onProgress = (phase: SourcePhase): void => {
-      if (this.phases.at(-1) !== phase) this.phases.push(phase);
-    };
-    const handOver = (signal: AbortSignal): Promise<HandOverResult> => {
-      this.handOvers += 1;
-      this.signal = signal;
-      return this.handedOver.promise;
-    };
-    this.source = new SourceChoreography({ client, limits: { downtimeMs: 100 }, onProgress, handOver: { handOver } });
-  }
-
-  /** Begins, and goes on to where memory moves. */
-  async begin(): Promise<{ readonly outcome: Promise<SourceOutcome> }> {
-    const outcome = this.source.run(URI);
-    await settle();
-    this.qemu.migrate("active", ACTIVE);
-    await settle();
-    return { outcome };
-  }
-
-  /** As `begin`, on to where QEMU waits for the hand-over. */
-  async beginHandOver(): Promise<{ readonly outcome: Promise<SourceOutcome> }> {
-    const begun = await this.begin();
-    this.qemu.setGuest("finish-migrate");
-    this.qemu.clock.advance(3);
-    this.qemu.migrate("pre-switchover");
-    await settle();
-    return begun;
-  }
-
-  /** What QEMU does when its migration comes to nothing: the guest runs on, a moment later. */
-  async guestResumes(status: string, more: object = {}): Promise<void> {
-    this.qemu.migrate(status, more);
-    await settle();
-    this.qemu.setGuest("running");
-    await settle();
-  }
-}
+import { OK, refused, settle } from "./fake-qemu.ts";
+import { GIVEN, Rig, URI } from "./source-rig.ts";
 
 test("the disks are handed over while QEMU waits, and only then does it go on", async () => {
   const rig = await Rig.start();
@@ -165,20 +106,6 @@ test("a stranded guest that does not run on is told as it is found", async () =>
     rig.qemu.clock.advance(10 * URGENT_POLL_MS);
   }
   expect(await outcome).toMatchObject({ kind: "stranded", guest: { running: false, status: "finish-migrate" } });
-});
-
-test("a hand-over that does not know who has the disks leaves the guest standing, for adopt to end", async () => {
-  const rig = await Rig.start();
-  const { outcome } = await rig.beginHandOver();
-  rig.handedOver.reject(new Error("the link is gone"));
-  expect(await outcome).toMatchObject({ kind: "undecided", reason: { message: "the link is gone" } });
-  expect(rig.qemu.done.at(-1)).toBe("migrate");
-  const adopted = rig.source.adopt(true);
-  await settle();
-  expect(rig.qemu.done.at(-1)).toBe("migrate-continue");
-  rig.qemu.migrate("completed");
-  expect(await adopted).toMatchObject({ kind: "completed" });
-  expect(rig.handOvers).toBe(1);
 });
 
 test("cancelling while memory moves cancels QEMU's migration", async () => {
@@ -301,35 +228,6 @@ test("without events QEMU is asked often enough", async () => {
     await settle();
   }
   expect(await outcome).toMatchObject({ kind: "completed" });
-});
-
-test("adopting ends what a former process began, whatever QEMU has made of it meanwhile", async () => {
-  for (const [status, given, kind] of [
-    ["completed", true, "completed"],
-    ["completed", false, "kept"],
-    ["failed", true, "stranded"],
-    ["failed", false, "kept"],
-    ["cancelled", false, "kept"],
-    [undefined, true, "stranded"],
-    [undefined, false, "kept"],
-  ] as const) {
-    const rig = await Rig.start();
-    if (status !== undefined) rig.qemu.migrate(status);
-    expect(await rig.source.adopt(given)).toMatchObject({ kind });
-  }
-});
-
-test("an adopted migration that waits is handed over, if that was not done before", async () => {
-  const rig = await Rig.start();
-  rig.qemu.capabilities.set("events", true);
-  rig.qemu.guest = "finish-migrate";
-  rig.qemu.migrate("pre-switchover");
-  rig.handedOver.resolve({ kind: "kept", reason: new Error("begin anew") });
-  const outcome = rig.source.adopt(false);
-  await settle();
-  expect(rig.handOvers).toBe(1);
-  await rig.guestResumes("cancelled");
-  expect(await outcome).toMatchObject({ kind: "kept" });
 });
 
 test("what stands in the way is told beforehand, and nothing is changed then", async () => {
