@@ -11,10 +11,16 @@ import { DestinationDisk, filesOf } from "./destination-disk.ts";
 import { all, claimPlaces, findRecord, removeAll, removeFiles, writeDestinationOwners } from "./destination-files.ts";
 import type { DestinationMigrationOptions } from "./destination-options.ts";
 import { MigrationError } from "./errors.ts";
-import { type DestinationDiskEntry, type DestinationRecord, writeDestination } from "./group-records.ts";
+import {
+  type DestinationDiskEntry,
+  type DestinationRecord,
+  noteUnwritten,
+  noteWritten,
+  unwrittenPath,
+  writeDestination,
+} from "./group-records.ts";
 import { newId } from "./ids.ts";
 import type { FromSource, Verdict } from "./messages.ts";
-import { Serial } from "./serial.ts";
 
 export type Welcome = Extract<FromSource, { type: "welcome" }>;
 export type Grant = Extract<FromSource, { type: "grant" }>;
@@ -36,8 +42,7 @@ export class DestinationGroup {
   readonly #options: DestinationMigrationOptions;
   readonly #hooks: DestinationHooks;
   #record: DestinationRecord;
-  /** A guest's first change is noted while something else may be under way. */
-  readonly #writing = new Serial();
+  /** Of a guest's first change. */
   #noting: Promise<void> | undefined;
   #disks: readonly DestinationDisk[] = [];
   #paused = false;
@@ -94,7 +99,8 @@ export class DestinationGroup {
     this.#disks = this.#record.disks.map((entry) => this.#newDisk(entry));
     for (const disk of this.#disks) await disk.reopen();
     await this.writeOwners();
-    this.goLive(this.#record.written ?? true);
+    const { files } = this.#env;
+    this.goLive(!(await files.exists(unwrittenPath(this.#options.stateDirectory))));
   }
 
   /** Makes the images: the sizes are known now. Throws `MigrationError` and what the images throw. */
@@ -148,11 +154,11 @@ export class DestinationGroup {
       if (granted === undefined) throw new MigrationError("peer", `${disk.name} was not granted`, "begin anew");
       if (!(await disk.publish({ ...granted, trackingId, term }))) fresh.push(disk.name);
     });
-    await all(published);
+    await all([...published, noteUnwritten(this.#env, this.#options.stateDirectory)]);
     const publishedMs = clock.nowMs();
     await all(this.#disks.map((disk) => disk.openPublished()));
     const openMs = clock.nowMs();
-    await this.#write({ state: "ACTIVE", term, written: false });
+    await this.#write({ state: "ACTIVE", term });
     return { fresh, syncMs: publishedMs - startMs + clock.nowMs() - openMs };
   }
 
@@ -209,28 +215,27 @@ export class DestinationGroup {
   async close(): Promise<void> {
     const disks = this.#disks;
     await Promise.all(disks.map((disk) => disk.close()));
-    await this.#writing.idle();
+    await this.#noting?.catch(() => undefined);
   }
 
   /** Before a guest's first change is let through. Complete disks are not given back: nobody will ask. */
   async #noteWrite(): Promise<void> {
     const unasked = this.#record.state === "COMPLETE" || this.#env.chaos.on("migrate/first-write-not-noted");
-    this.#noting ??= (unasked ? Promise.resolve() : this.#write({ written: true })).then(
+    const noted = (): Promise<void> => noteWritten(this.#env, this.#options.stateDirectory);
+    // One that has failed is not tried again: what a failed sync has left is not known.
+    this.#noting ??= (unasked ? Promise.resolve() : noted()).then(
       () => this.#hooks.onWrote(),
       (error: unknown) => {
-        this.#noting = undefined;
         throw blockErrorFrom(error);
       },
     );
     await this.#noting;
   }
 
-  #write(change: Partial<DestinationRecord>): Promise<void> {
-    return this.#writing.run(async () => {
-      const next = { ...this.#record, ...change };
-      await writeDestination(this.#env, this.#options.stateDirectory, next);
-      this.#record = next;
-    });
+  async #write(change: Partial<DestinationRecord>): Promise<void> {
+    const next = { ...this.#record, ...change };
+    await writeDestination(this.#env, this.#options.stateDirectory, next);
+    this.#record = next;
   }
 
   #newDisk(entry: DestinationDiskEntry): DestinationDisk {

@@ -3,7 +3,8 @@
  *
  * `destination` is the destination's one record for all disks of a migration: to write it is to take the disks (ACTIVE),
  * to refuse them (DECLINED) or to give them back (RETURNED). It names the presence map of each disk, so that no other map
- * is ever taken for it. `source` holds no more than names, so that a source that was restarted is known as the same one;
+ * is ever taken for it. Beside it lies `destination.unwritten`, until a guest of this host changes a disk: a file that is to
+ * go then, for that takes no room. `source` holds no more than names, so that a source that was restarted is known as the same one;
  * who owns what is in the `IMAGE.owner` records, which outlive the state directory.
  */
 import { join } from "node:path";
@@ -33,8 +34,6 @@ export const DestinationRecord = z.strictObject({
   /** Absent until the source was met. */
   migrationId: ID.optional(),
   term: Term,
-  /** Of an owner: a guest has changed a disk, or was about to. Absent: for all that is known it has. */
-  written: z.boolean().optional(),
   disks: z.array(DestinationDiskEntry).max(DISKS_MAX),
 });
 export type DestinationRecord = z.output<typeof DestinationRecord>;
@@ -69,8 +68,29 @@ export function writeDestination(
   return writeRecord(env, destinationRecordPath(stateDirectory), record);
 }
 
-export function removeDestination(env: Pick<Env, "files">, stateDirectory: string): Promise<void> {
-  return removeRecord(env, destinationRecordPath(stateDirectory));
+export async function removeDestination(env: Pick<Env, "files">, stateDirectory: string): Promise<void> {
+  await noteWritten(env, stateDirectory);
+  await removeRecord(env, destinationRecordPath(stateDirectory));
+}
+
+export function unwrittenPath(stateDirectory: string): string {
+  return join(stateDirectory, "destination.unwritten");
+}
+
+/** From now on it counts that nobody has written, durably. Idempotent. */
+export async function noteUnwritten({ files }: Pick<Env, "files">, stateDirectory: string): Promise<void> {
+  const path = unwrittenPath(stateDirectory);
+  if (await files.exists(path)) return await files.syncDirectory(stateDirectory);
+  const file = await files.open({ path, writable: true, create: true, noFollow: true });
+  await file.close();
+  await files.syncDirectory(stateDirectory);
+}
+
+/** Nobody can say that any more, durably. Idempotent. */
+export async function noteWritten({ files }: Pick<Env, "files">, stateDirectory: string): Promise<void> {
+  const path = unwrittenPath(stateDirectory);
+  if (await files.exists(path)) await files.unlink(path);
+  await files.syncDirectory(stateDirectory);
 }
 
 export function readSource(env: Pick<Env, "files">, stateDirectory: string): Promise<SourceRecord | undefined> {

@@ -304,7 +304,7 @@ class History {
     const dest = at.dest?.migration;
     if (dest !== undefined && dest.phase !== "cancelled") return;
     if (dest !== undefined) {
-      const left = at.paths("dest").filter((path) => path.startsWith("/new/") || path.endsWith("destination.record"));
+      const left = at.paths("dest").filter((path) => path.startsWith("/new/") || path.includes("/destination."));
       if (left.length > 0) throw new OracleError(`a cancelled migration has left ${left.join(", ")}`);
       await at.scheduler.complete(dest.close());
       at.newDestination();

@@ -169,6 +169,45 @@ itSeeded(
   },
 );
 
+itSeeded(
+  "a destination that ends before it can record the return is asked again, and gives the disks back",
+  async (rng) => {
+    const scene = await ready(rng, { disks: 2, mode: "postcopy" });
+    const { at, source } = scene;
+    // Nobody completes what a guest may not arrive for.
+    at.wayBack.take();
+    await at.scheduler.complete(source.switchover(), LIMIT_MS);
+    full(scene, "dest", "destination.record.new");
+    expect(await refusalOf(scene, source.cancel("a test"))).toMatchObject({ code: "peer" });
+    at.crash("dest", rng.chance(0.5));
+    heal(scene, "dest");
+    const dest = await at.scheduler.complete(at.startDest(), LIMIT_MS);
+    expect(dest.status()).toMatchObject({ phase: "active", owner: "destination" });
+    await at.scheduler.runFor(WHILE_MS);
+    await at.scheduler.complete(source.cancel("a test"), LIMIT_MS);
+    await at.scheduler.complete(dest.whenPhase("cancelled"), LIMIT_MS);
+    await write(scene, "source");
+    await close(scene);
+  },
+);
+
+itSeeded("a destination whose guest has written keeps the disks, also when it was started again", async (rng) => {
+  const scene = await ready(rng, { disks: 2, mode: "postcopy" });
+  const { at, source } = scene;
+  at.wayBack.take();
+  await at.scheduler.complete(source.switchover(), LIMIT_MS);
+  const [disk] = at.disks;
+  if (disk === undefined) throw new Error("there is no disk");
+  await at.scheduler.complete((await at.guestOf("dest", disk)).write(0, new Uint8Array(512).fill(7)), LIMIT_MS);
+  at.crash("dest", rng.chance(0.5));
+  const dest = await at.scheduler.complete(at.startDest(), LIMIT_MS);
+  await at.scheduler.runFor(WHILE_MS);
+  expect(await refusalOf(scene, source.cancel("a test"))).toMatchObject({ code: "written" });
+  at.wayBack.letGo();
+  await at.scheduler.complete(dest.whenPhase("complete"), LIMIT_MS);
+  await close(scene);
+});
+
 itSeeded("disks that a full destination can neither take nor decline go back once there is room", async (rng) => {
   const scene = await ready(rng);
   const { at, source, dest } = scene;

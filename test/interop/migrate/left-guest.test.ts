@@ -42,7 +42,7 @@ class Scene implements AsyncDisposable {
     const scene = new Scene(folder, late);
     const { rig } = scene;
     // Four minutes' worth: what is not complete can be given back.
-    rig.makeDisks(16 * MiB, [{ offset: 0, length: 16 * MiB, salt: 3 }]);
+    rig.makeDisks(4 * MiB, [{ offset: 0, length: 4 * MiB, salt: 3 }]);
     const local = { driver: "raw", file: { driver: "file", filename: rig.image("a") } };
     if (late) await scene.#startA(local);
     await scene.startSource();
@@ -67,7 +67,7 @@ class Scene implements AsyncDisposable {
   async startDest(): Promise<void> {
     const { address } = this.line;
     const link = address.kind === "tcp" ? `${address.host}:${address.port}` : "";
-    const flags = ["--qmp", this.#folder.file("dst.qmp"), "--rate", "64K"];
+    const flags = ["--qmp", this.#folder.file("dst.qmp"), "--rate", "16K"];
     this.b = this.#stack.use(await this.rig.dest(link, { flags }));
   }
 
