@@ -159,21 +159,27 @@ for (const how of ENDS) {
   );
 }
 
-itWith(TOOLS, "a copy on B that is gone when the next source comes leaves the guest on A", async () => {
-  using folder = tempDir();
-  await using scene = await Scene.make(folder);
-  await scene.endWhileOpening(scene.rig.image("a"), "starting", "SIGKILL");
-  await scene.guestB[Symbol.asyncDispose]();
-  await scene.startSource();
-  await scene.a.reached("ready");
-  await scene.startB();
-  const { status, stderr } = await scene.switchover();
-  expect(stderr).toContain("the guest goes on here");
-  expect(status).toBe(2);
-  await scene.expectStates("running", "inmigrate");
-  expect((await scene.switchover()).stdout).toContain("the guest runs there");
-  await scene.expectStates("postmigrate", "running");
-});
+for (const asWell of ["", " with its sidecar"] as const) {
+  itWith(TOOLS, `a copy on B that is gone${asWell} when the next source comes leaves the guest on A`, async () => {
+    using folder = tempDir();
+    await using scene = await Scene.make(folder);
+    await scene.endWhileOpening(scene.rig.image("a"), "starting", "SIGKILL");
+    await scene.guestB[Symbol.asyncDispose]();
+    await scene.startSource();
+    await scene.a.reached("ready");
+    if (asWell !== "") {
+      await scene.b.kill();
+      await scene.startDest();
+    }
+    await scene.startB();
+    const { status, stderr } = await scene.switchover();
+    expect(stderr).toContain("the guest goes on here");
+    expect(status).toBe(2);
+    await scene.expectStates("running", "inmigrate");
+    expect((await scene.switchover()).stdout).toContain("the guest runs there");
+    await scene.expectStates("postmigrate", "running");
+  });
+}
 
 itWith(TOOLS, "a guest that was paused stays so, whoever was started again while it moved", async () => {
   using folder = tempDir();
