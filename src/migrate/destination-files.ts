@@ -43,9 +43,27 @@ export async function findRecord(env: FilesEnv, options: FilesOptions): Promise<
     const message = `the migration of ${stateDirectory} has ${known.disks.length} disks`;
     throw new MigrationError("owned-elsewhere", message, "name the same disks and images as before");
   }
+  await refuseTakenSince(env, options, known);
   // After a kill it may be in the page cache only, and what follows must not outlive it.
   if (!env.chaos.on("migrate/records-not-rewritten")) await writeDestination(env, stateDirectory, known);
   return known;
+}
+
+/** A record that says that the disks are this host's does not know of a migration that has begun here since. */
+async function refuseTakenSince(
+  env: Pick<Env, "files">,
+  { stateDirectory }: FilesOptions,
+  { state, term, destinationId, disks }: DestinationRecord,
+): Promise<void> {
+  if (state !== "ACTIVE" && state !== "COMPLETE") return;
+  for (const { image } of disks) {
+    const owner = await readOwner(env, image);
+    if (owner === undefined || (owner.writtenBy === destinationId && owner.term <= term)) continue;
+    refuseUnlessOwned(image, owner);
+    const message = `${image} took part in another migration since (term ${owner.term})`;
+    const hint = `use it with "blockferry serve" or "source", or name another --state-dir than ${stateDirectory}`;
+    throw new MigrationError("owned-elsewhere", message, hint);
+  }
 }
 
 /** There must be neither an image nor somebody's claim to one. */
