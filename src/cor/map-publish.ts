@@ -28,7 +28,7 @@ import { Presence } from "./presence.ts";
 type MapEnv = Pick<Env, "files" | "chaos">;
 
 export interface PublishedMap extends Omit<Superblock, "generation" | "state"> {
-  /** The image; the map is `IMAGE.map`, and replaces one that is there. */
+  /** The image, or what its records are named after; the map is `IMAGE.map`, and replaces one that is there. */
   readonly image: string;
   /** Sets in `bits` (bit n % 8 of byte n / 8) those of the clusters [first, first + count) that are local; all are zero. */
   readonly fill: (bits: Uint8Array, first: number, count: number) => void;

@@ -28,7 +28,7 @@ export const CLUSTER_BYTES_DEFAULT = 4096;
 const REWRITE_BYTES = 1024 * 1024;
 
 export interface CreateOverlayOptions {
-  /** The image; the map is `IMAGE.map`. */
+  /** The image; the map is `IMAGE.map`. Of a device: what its records are named after. */
   readonly path: string;
   readonly sizeBytes: number;
   readonly clusterBytes?: number;
@@ -44,6 +44,7 @@ export interface CreateOverlayOptions {
 }
 
 export interface OpenOverlayOptions {
+  /** As `CreateOverlayOptions.path`. */
   readonly path: string;
   readonly backing: BlockDevice;
   readonly background?: BlockDevice;

@@ -91,6 +91,11 @@ export interface File extends AsyncDisposable {
   dataSync(): Promise<void>;
   /** Asks the kernel to begin reading the range. Returns at once; a hint. */
   willNeed(offset: number, length: number): void;
+  /**
+   * Takes what counts as clean of the range's whole pages out of the page cache: what is read next is what the disk has, or
+   * what will be written to it. False: not possible here.
+   */
+  dropClean?(offset: number, length: number): Promise<boolean>;
   /** Asks the kernel to begin writing dirty pages of the range back. Returns at once; a hint. */
   startWriteback(offset: number, length: number): void;
 

@@ -78,13 +78,19 @@ async function hasNoTrailer(file: File, end: number): Promise<boolean> {
   return crc32(bytes.subarray(0, 508)) !== bytes.readUInt32LE(508);
 }
 
+export interface OpenRawOverlayOptions extends RawOverlayOptions {
+  readonly clusterBytes: number;
+  /** What the map says of its last end. */
+  readonly state: MapState;
+}
+
 /**
  * Opens and locks the image. Throws `ImageOpenError` when it does not carry the uuid; only when its map says "complete"
  * may the trailer be gone.
  */
 export async function openRawOverlay(
   env: Pick<Env, "files"> & Partial<Pick<Env, "chaos">>,
-  options: RawOverlayOptions & { readonly clusterBytes: number; readonly state: MapState },
+  options: OpenRawOverlayOptions,
 ): Promise<RawOverlayStore> {
   const { path, sizeBytes, clusterBytes, state } = options;
   const complete = state === "complete";
@@ -138,7 +144,7 @@ export class RawOverlayStore extends RawImage implements OverlayStore {
 
   /** Most of what an overlay zeroes was never written, however large it is. */
   protected override async isHole(offset: number, length: number): Promise<boolean> {
-    if (!this.#file.features.extents) return this.#asOnDisk && (await this.#readsAsZeroes(offset, length));
+    if (!this.#file.features.extents) return this.#asOnDisk && (await this.readsAsZeroes(offset, length));
     const { kind, end } = await this.#file.extentAt(offset);
     return kind === "hole" && end >= offset + length;
   }
@@ -147,7 +153,7 @@ export class RawOverlayStore extends RawImage implements OverlayStore {
    * Where nobody tells what is a hole: reading zeroes costs less than writing them, and takes no space. After a kill they
    * prove nothing: a sync may have failed, and then pages that the disk has not got count as clean.
    */
-  async #readsAsZeroes(offset: number, length: number): Promise<boolean> {
+  protected async readsAsZeroes(offset: number, length: number): Promise<boolean> {
     const bytes = new Uint8Array(Math.min(length, READ_BYTES));
     for (let at = 0; at < length; at += READ_BYTES) {
       const part = bytes.subarray(0, Math.min(READ_BYTES, length - at));
@@ -198,7 +204,8 @@ function trailerOffset(sizeBytes: number): number {
   return Math.ceil(sizeBytes / 4096) * 4096;
 }
 
-function encodeTrailer({ sizeBytes, uuid }: RawOverlayOptions): Buffer {
+/** Of a disk; on a device it is called its mark. */
+export function encodeTrailer({ sizeBytes, uuid }: RawOverlayOptions): Buffer {
   const bytes = Buffer.alloc(TRAILER_BYTES);
   MAGIC.copy(bytes);
   bytes.set(uuid, 8);

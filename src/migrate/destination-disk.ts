@@ -17,6 +17,7 @@ import { RateLimiter } from "../stream/rate-limit.ts";
 import { ReconnectingSource } from "../stream/reconnecting-source.ts";
 import { compareSources, identifySource } from "../stream/source-identity.ts";
 import type { SourceSession } from "../stream/source-session.ts";
+import { recordsOf } from "./destination-files.ts";
 import type { DestinationDiskStatus, DestinationDisk as DiskOptions } from "./destination-options.ts";
 import { MigrationError, messageOf } from "./errors.ts";
 import { ExportDevice } from "./export-device.ts";
@@ -117,8 +118,9 @@ export class DestinationDisk {
   /** Makes an empty image in the place of whatever an earlier life has left of this migration. */
   async make(): Promise<void> {
     const { env, bootId, options } = this.#parts;
-    const { image, sizeBytes, clusterBytes } = this.entry;
+    const { sizeBytes, clusterBytes } = this.entry;
     const uuid = idBytes(this.entry.uuid);
+    const image = recordsOf(options);
     await options.format.create({ sizeBytes, uuid, begun: false });
     this.#store = await options.format.open({ sizeBytes, uuid, clusterBytes, state: "new" });
     await rehearseMap(env, { image, uuid, sizeBytes, clusterBytes, sourceIdentity: "", term: 0 });
@@ -178,10 +180,11 @@ export class DestinationDisk {
    */
   async publish(granted: Granted): Promise<boolean> {
     await this.endRound();
-    const { env } = this.#parts;
-    const { image, sizeBytes, clusterBytes, uuid } = this.entry;
+    const { env, options } = this.#parts;
+    const { sizeBytes, clusterBytes, uuid } = this.entry;
     const landed = this.#landedOf(granted);
     await this.#store?.commit();
+    const image = recordsOf(options);
     await publishMap(env, {
       ...{ image, uuid: idBytes(uuid), sizeBytes, clusterBytes, sourceIdentity: granted.identity, term: granted.term },
       fill: (bits, first, count) => landed?.fillClusters({ bits, first, count }, clusterBytes),
@@ -197,12 +200,13 @@ export class DestinationDisk {
 
   /** After a restart: the map is there. Throws `OverlayRefusedError` or `ImageOpenError`. */
   async reopen(): Promise<void> {
-    const { image, uuid } = this.entry;
-    const map = await peekMap(this.#parts.env, image);
+    const { uuid } = this.entry;
+    const records = recordsOf(this.#parts.options);
+    const map = await peekMap(this.#parts.env, records);
     this.#identity = typeof map === "object" ? map.sourceIdentity : "";
     if (typeof map === "object" && Buffer.from(map.uuid).toString("hex") !== uuid) {
       const hint = "restore the image, its map and the records together";
-      throw new MigrationError("bad-record", `${mapPath(image)} is not the map that was activated`, hint);
+      throw new MigrationError("bad-record", `${mapPath(records)} is not the map that was activated`, hint);
     }
     await this.#openOverlay(false, (state) => this.#openStore(state));
     this.#guest = this.#newGuest(this.#overlay?.capabilities);
@@ -332,7 +336,7 @@ export class DestinationDisk {
     this.#background = this.#newSource("pull", "stall");
     this.#sources = paceSources(env, this.#demand, this.#background);
     const { demand: backing, ahead, background } = this.#sources;
-    const path = this.entry.image;
+    const path = recordsOf(this.#parts.options);
     const openStore = ({ state }: { state: MapState }): Promise<OverlayStore> => open(state);
     this.#overlay = await openOverlay(env, { path, backing, ahead, background, bootId, published, openStore });
   }
@@ -373,9 +377,4 @@ export class DestinationDisk {
     const job = closing.catch(() => undefined).finally(() => this.#closing.delete(job));
     this.#closing.add(job);
   }
-}
-
-/** All files of an image but the record of who owns it. */
-export function filesOf({ image }: Pick<DestinationDiskEntry, "image">): readonly string[] {
-  return [image, mapPath(image), `${mapPath(image)}.new`, logPath(image)];
 }

@@ -6,6 +6,7 @@
  * and when nothing of it is needed any more: image, map and log → the owner's record → the record.
  */
 import { dirname } from "node:path";
+import { logPath, mapPath } from "../cor/overlay-files.ts";
 import type { Env } from "../env/env.ts";
 import type { DestinationMigrationOptions, DestinationDisk as DiskOptions } from "./destination-options.ts";
 import { MigrationError, messageOf } from "./errors.ts";
@@ -20,13 +21,18 @@ import { newId } from "./ids.ts";
 import { type OwnerState, readOwner, refuseUnlessOwned, removeOwner, writeOwner } from "./owner-record.ts";
 
 type FilesEnv = Pick<Env, "files" | "random" | "chaos">;
+/** What map, log and the owner's record are named after. */
+export function recordsOf({ image, records }: Pick<DiskOptions, "image" | "records">): string {
+  return records ?? image;
+}
+
 type FilesOptions = Pick<DestinationMigrationOptions, "disks" | "stateDirectory">;
 
 /** The record of this migration, durable: what an earlier life has left, or a new one. Throws `MigrationError`. */
 export async function findRecord(env: FilesEnv, options: FilesOptions): Promise<DestinationRecord> {
   const { disks, stateDirectory } = options;
   const known = await readDestination(env, stateDirectory);
-  if (known === undefined) {
+  if (known === undefined || (await hasMovedOn(env, options, known))) {
     for (const disk of disks) await checkFree(env, disk);
     const record: DestinationRecord = {
       ...{ version: 1, state: "JOINED", destinationId: newId(env), term: 0, disks: [] },
@@ -49,26 +55,40 @@ export async function findRecord(env: FilesEnv, options: FilesOptions): Promise<
   return known;
 }
 
+/** What the record tells of is over: the disks came here, and went on to another host, which has all of them. */
+async function hasMovedOn(
+  env: Pick<Env, "files">,
+  options: FilesOptions,
+  { state, disks }: DestinationRecord,
+): Promise<boolean> {
+  if (state !== "COMPLETE") return false;
+  const here = disks.filter(({ name }) => options.disks.some((disk) => disk.name === name));
+  const owners = await Promise.all(here.map((entry) => readOwner(env, recordsOf(optionsOf(options, entry)))));
+  return owners.length === disks.length && owners.every((owner) => owner?.state === "RELEASED");
+}
+
 /** A record that says that the disks are this host's does not know of a migration that has begun here since. */
 async function refuseTakenSince(
   env: Pick<Env, "files">,
-  { stateDirectory }: FilesOptions,
+  options: FilesOptions,
   { state, term, destinationId, disks }: DestinationRecord,
 ): Promise<void> {
   if (state !== "ACTIVE" && state !== "COMPLETE") return;
-  for (const { image } of disks) {
-    const owner = await readOwner(env, image);
+  for (const entry of disks) {
+    const owner = await readOwner(env, recordsOf(optionsOf(options, entry)));
     if (owner === undefined || (owner.writtenBy === destinationId && owner.term <= term)) continue;
-    refuseUnlessOwned(image, owner);
-    const message = `${image} took part in another migration since (term ${owner.term})`;
-    const hint = `use it with "blockferry serve" or "source", or name another --state-dir than ${stateDirectory}`;
+    refuseUnlessOwned(entry.image, owner);
+    const message = `${entry.image} took part in another migration since (term ${owner.term})`;
+    const hint = `use it with "blockferry serve" or "source", or name another --state-dir than ${options.stateDirectory}`;
     throw new MigrationError("owned-elsewhere", message, hint);
   }
 }
 
 /** There must be neither an image nor somebody's claim to one. */
-async function checkFree(env: Pick<Env, "files">, { image }: DiskOptions): Promise<void> {
-  const owner = await readOwner(env, image);
+async function checkFree(env: Pick<Env, "files">, disk: DiskOptions): Promise<void> {
+  const { image, mayTake } = disk;
+  const owner = await readOwner(env, recordsOf(disk));
+  if (mayTake !== undefined) return await mayTake();
   if (owner !== undefined) refuseUnlessOwned(image, owner);
   if (!(await env.files.exists(image))) return;
   const hint = "choose another path, or remove it if nobody needs it";
@@ -81,10 +101,12 @@ export async function claimPlaces(
   options: FilesOptions,
   record: DestinationRecord & { readonly migrationId: string },
 ): Promise<void> {
-  for (const { image } of options.disks) {
-    const owner = await readOwner(env, image);
+  for (const disk of options.disks) {
+    const { image, mayTake } = disk;
+    const owner = await readOwner(env, recordsOf(disk));
     const ours = owner?.state === "PENDING" && owner.destinationId === record.destinationId;
-    if (!ours && (await env.files.exists(image))) {
+    if (!ours && mayTake !== undefined) await mayTake();
+    else if (!ours && (await env.files.exists(image))) {
       throw new MigrationError("owned-elsewhere", `${image} exists already`, "choose another path");
     }
   }
@@ -94,20 +116,34 @@ export async function claimPlaces(
 
 export async function writeDestinationOwners(
   env: FilesEnv,
-  { stateDirectory }: FilesOptions,
+  options: FilesOptions,
   { disks, term, destinationId, migrationId }: DestinationRecord,
   state: OwnerState,
 ): Promise<void> {
   const group = disks.map(({ name }) => name);
   if (migrationId === undefined) throw new Error("the migration has no name yet");
   await all(
-    disks.map(({ name, image }) =>
-      writeOwner(env, image, {
+    disks.map((entry) =>
+      writeOwner(env, recordsOf(optionsOf(options, entry)), {
         ...{ version: 1, state, term, writtenBy: destinationId, migrationId, destinationId },
-        ...{ disk: name, group, stateDirectory },
+        ...{ disk: entry.name, group, stateDirectory: options.stateDirectory },
       }),
     ),
   );
+}
+
+/** All files of an image but the record of who owns it. */
+export function filesOf(options: FilesOptions, entry: DestinationDiskEntry): readonly string[] {
+  const disk = optionsOf(options, entry);
+  const records = recordsOf(disk);
+  const image = disk.mayTake === undefined ? entry.image : `${records}.head`;
+  return [image, mapPath(records), `${mapPath(records)}.new`, logPath(records)];
+}
+
+function optionsOf({ disks }: Pick<FilesOptions, "disks">, { name }: DestinationDiskEntry): DiskOptions {
+  const options = disks.find((disk) => disk.name === name);
+  if (options === undefined) throw new Error(`there is no disk ${name}`);
+  return options;
 }
 
 /** Removes files, as far as they are there; durable with their directories. */
@@ -117,18 +153,14 @@ export async function removeFiles({ files }: Pick<Env, "files">, paths: readonly
 }
 
 /** Nothing of the migration is left afterwards. The images are closed. */
-export async function removeAll(
-  env: FilesEnv,
-  options: FilesOptions,
-  filesOf: (entry: DestinationDiskEntry) => readonly string[],
-  record: DestinationRecord,
-): Promise<void> {
+export async function removeAll(env: FilesEnv, options: FilesOptions, record: DestinationRecord): Promise<void> {
   for (const entry of record.disks) {
-    const owner = await readOwner(env, entry.image);
+    const records = recordsOf(optionsOf(options, entry));
+    const owner = await readOwner(env, records);
     // Without a record the files went before it did. That it is gone may have to be made durable still.
     if (owner !== undefined && owner.destinationId !== record.destinationId) continue;
-    if (owner !== undefined) await removeFiles(env, filesOf(entry));
-    await removeOwner(env, entry.image);
+    if (owner !== undefined) await removeFiles(env, filesOf(options, entry));
+    await removeOwner(env, records);
   }
   await removeDestination(env, options.stateDirectory);
 }

@@ -7,8 +7,16 @@ import { CLUSTER_BYTES_DEFAULT } from "../cor/overlay-files.ts";
 import type { Env } from "../env/env.ts";
 import type { HydrationOutcome } from "../stream/hydration-parts.ts";
 import type { SourceSession } from "../stream/source-session.ts";
-import { DestinationDisk, filesOf } from "./destination-disk.ts";
-import { all, claimPlaces, findRecord, removeAll, removeFiles, writeDestinationOwners } from "./destination-files.ts";
+import { DestinationDisk } from "./destination-disk.ts";
+import {
+  all,
+  claimPlaces,
+  filesOf,
+  findRecord,
+  removeAll,
+  removeFiles,
+  writeDestinationOwners,
+} from "./destination-files.ts";
 import type { DestinationMigrationOptions } from "./destination-options.ts";
 import { MigrationError } from "./errors.ts";
 import {
@@ -114,7 +122,10 @@ export class DestinationGroup {
     const record = { ...this.#record, migrationId, disks: entries };
     await claimPlaces(this.#env, this.#options, record);
     this.#record = record;
-    await removeFiles(this.#env, entries.flatMap(filesOf));
+    await removeFiles(
+      this.#env,
+      entries.flatMap((entry) => filesOf(this.#options, entry)),
+    );
     const made = entries.map((entry) => this.#newDisk(entry));
     await all(made.map((disk) => disk.make()));
     this.#disks = made;
@@ -199,7 +210,7 @@ export class DestinationGroup {
   /** Nothing of the migration is left. */
   async remove(): Promise<void> {
     await this.close();
-    await removeAll(this.#env, this.#options, filesOf, this.#record);
+    await removeAll(this.#env, this.#options, this.#record);
   }
 
   pause(): void {

@@ -34,8 +34,15 @@ export interface StoreFormat {
 export interface DestinationDisk {
   /** As on the source. */
   readonly name: string;
-  /** There must be nothing at this path when a migration begins. */
+  /** There must be nothing at this path when a migration begins, unless `mayTake` says otherwise. */
   readonly image: string;
+  /** What its records are named after. Default: the image. */
+  readonly records?: string;
+  /**
+   * The image is a device: it is there before and after, and is never removed. Rejects unless what is on it may be written
+   * over.
+   */
+  readonly mayTake?: () => Promise<void>;
   readonly format: StoreFormat;
   /** Default: 4096. At most the source's grain (16 KiB). */
   readonly clusterBytes?: number;

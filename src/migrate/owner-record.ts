@@ -1,6 +1,7 @@
 /**
  * `IMAGE.owner`: who may write the disk in an image. It lies beside the image, so that every subcommand finds it, whatever
- * its state directory is. No record: the image never took part in a migration, and is its host's.
+ * its state directory is; that of a device lies in a folder of the host, and what is called `image` here is then the name
+ * that its records begin with. No record: the image never took part in a migration, and is its host's.
  *
  * | state | written by | the disk is |
  * | --- | --- | --- |
@@ -58,10 +59,10 @@ export function removeOwner(env: Pick<Env, "files">, image: string): Promise<voi
 
 /**
  * For every subcommand that opens an image and is no migration: throws `MigrationError("owned-elsewhere")`, or
- * "bad-record", unless the disk is this host's and whole.
+ * "bad-record", unless the disk is this host's and whole. `records`: what its records are named after.
  */
-export async function checkOwned(env: Pick<Env, "files">, image: string): Promise<void> {
-  const record = await readOwner(env, image);
+export async function checkOwned(env: Pick<Env, "files">, image: string, records = image): Promise<void> {
+  const record = await readOwner(env, records);
   if (record !== undefined) refuseUnlessOwned(image, record);
 }
 

@@ -11,7 +11,7 @@ import type { Shown, SourcePhase } from "./phases.ts";
 export interface SourceDisk {
   /** As `DiskName`: letters, digits, ".", "_" and "-", at most 48. The name of its exports on both sides. */
   readonly name: string;
-  /** Where the image is: its owner's record lies beside it. */
+  /** Where the image is, beside which its owner's record lies; of a device, what its records are named after. */
   readonly image: string;
   /** Open and locked; stays the caller's. Nobody else may write to it while the migration has it. */
   readonly device: BlockDevice;

@@ -70,6 +70,6 @@ async function deviceAttribute(rdev: number, attribute: string): Promise<number 
 }
 
 /** "MAJOR:MINOR", from the encoding of linux/kdev_t.h. */
-function deviceName(rdev: number): string {
+export function deviceName(rdev: number): string {
   return `${(rdev >>> 8) & 0xfff}:${(rdev & 0xff) | ((rdev >>> 12) & 0xfff00)}`;
 }

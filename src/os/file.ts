@@ -242,6 +242,15 @@ export class RealFile implements File {
     if (length > 0) this.#hint((calls) => calls.willNeed(this.#fd, offset, length));
   }
 
+  async dropClean(offset: number, length: number): Promise<boolean> {
+    this.#enter();
+    try {
+      return this.#calls !== undefined && (await this.#calls.dropCached(this.#fd, offset, length)) >= 0;
+    } finally {
+      this.#inFlight.leave();
+    }
+  }
+
   startWriteback(offset: number, length: number): void {
     if (length > 0) this.#hint((calls) => calls.startWriteback(this.#fd, offset, length));
   }

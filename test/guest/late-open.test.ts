@@ -2,8 +2,8 @@
  * An unmodified guest, whose QEMU has its images open itself, moves with `source --late-open`: nothing of ours is in its way
  * before, and its disks follow when it has moved.
  */
-import { rmSync, truncateSync } from "node:fs";
-import { expect } from "vitest";
+import { rmSync, statSync, truncateSync } from "node:fs";
+import { expect, vi } from "vitest";
 import { ControlClient } from "../../src/control/client.ts";
 import { realClock } from "../../src/os/clock.ts";
 import { realLinks } from "../../src/os/dial.ts";
@@ -11,10 +11,13 @@ import { linkOf, type MigrationProcess, Rig, tcpConnectionsOf } from "../interop
 import { type Guest, type GuestOptions, itBoots, startGuest } from "../support/guest.ts";
 import { expectSoundDisk, filledDisk } from "../support/guest-disk.ts";
 import { holdOpening } from "../support/hold-opening.ts";
+import { LoopDevice } from "../support/loop-device.ts";
+import { makeImage } from "../support/patterns.ts";
 import { run } from "../support/run.ts";
 import { Prng, runSeed } from "../support/seed.ts";
 import { BLOCKFERRY } from "../support/serve-process.ts";
 import { type TempDir, tempDir } from "../support/temp-dir.ts";
+import { requireRoot } from "../support/tools.ts";
 
 const DISKS = ["vda", "vdb"] as const;
 const WAIT = { timeout: 60_000, interval: 20 };
@@ -24,6 +27,8 @@ interface Preparation {
   readonly devices?: readonly string[];
   /** The QEMU that waits for it would let it run by itself. */
   readonly autostart?: boolean;
+  /** vda is a block device, here and there. */
+  readonly volumes?: boolean;
 }
 
 class Scene implements AsyncDisposable {
@@ -41,10 +46,11 @@ class Scene implements AsyncDisposable {
   }
 
   /** A guest that works long before there is a `source`. */
-  async prepare({ devices = [], autostart = false }: Preparation = {}): Promise<void> {
+  async prepare({ devices = [], autostart = false, volumes = false }: Preparation = {}): Promise<void> {
     for (const disk of DISKS) {
       await filledDisk(this.rig.image("a", disk), new Prng(runSeed(), disk), { files: 40 });
     }
+    if (volumes) this.#makeVolumes();
     const disks = DISKS.map((disk) => ({ file: this.rig.image("a", disk) }));
     this.guestA = await this.#guest("src", { disks, devices });
     await this.moreSynced(this.guestA);
@@ -53,13 +59,20 @@ class Scene implements AsyncDisposable {
     await this.startIncoming({ autostart });
   }
 
+  /** The other one is larger, and was something else before. */
+  #makeVolumes(): void {
+    const sizeBytes = statSync(this.rig.image("a")).size + 4096;
+    makeImage(this.rig.image("b"), sizeBytes, [{ offset: 0, length: 2 ** 24, salt: 7 }]);
+    for (const side of ["a", "b"] as const) this.#stack.use(LoopDevice.inPlaceOf(this.rig.image(side)));
+  }
+
   async startSource(link = "127.0.0.1:0"): Promise<void> {
     const flags = ["--late-open", "--qmp", this.#folder.file("src.qmp")];
     this.a = this.#stack.use(await this.rig.source({ flags, ownSocket: false, link }));
   }
 
   async startDest(): Promise<void> {
-    const flags = ["--qmp", this.#folder.file("dst.qmp"), "--rate", "1M"];
+    const flags = ["--qmp", this.#folder.file("dst.qmp"), "--rate", "1M", "--overwrite-device"];
     this.b = this.#stack.use(await this.rig.dest(await linkOf(this.a), { flags }));
   }
 
@@ -123,6 +136,30 @@ itBoots([], "an unmodified guest on local images moves, and its disks follow it,
   const refused = await run([BLOCKFERRY, "serve", "-U", "-", scene.rig.image("a")]);
   expect(refused.stderr).toContain("was moved to destination");
 });
+
+itBoots(
+  ["losetup"],
+  "an unmodified guest on a volume moves to another volume, which was something else before",
+  async (context) => {
+    requireRoot(context, "attaching a loop device");
+    using folder = tempDir();
+    vi.stubEnv("BLOCKFERRY_DEVICES_DIR", folder.file("devices"));
+    try {
+      await using scene = new Scene(folder);
+      await scene.prepare({ volumes: true });
+      const { a, b, guestA, guestB } = scene;
+      await a.ask("switchover", "--wait");
+      await guestA.kill();
+      await scene.moreSynced(guestB);
+      await b.ask("set-speed", "unlimited");
+      await b.reached("complete");
+      await a.kill();
+      await scene.expectSound(guestB, "b");
+    } finally {
+      vi.unstubAllEnvs();
+    }
+  },
+);
 
 itBoots([], "QEMU fails late: the guest goes on, on its own images", async () => {
   using folder = tempDir();

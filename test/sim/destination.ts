@@ -1,6 +1,6 @@
 /**
  * One overlay on a simulated host, over a source that stays: its lives, and what ends them. Production's own functions make
- * and open it. Raw unless told otherwise.
+ * and open it. Raw unless told otherwise; `device` is raw on a block device, which was something else before.
  */
 import type { BlockDevice } from "../../src/block/device.ts";
 import { MemoryDevice } from "../../src/block/memory.ts";
@@ -10,6 +10,7 @@ import type { Overlay } from "../../src/cor/overlay.ts";
 import { createOverlay, openOverlay } from "../../src/cor/overlay-files.ts";
 import { chooseFormat, type ImageFormat, type OverlayFormat, openImage } from "../../src/image/format.ts";
 import type { Image } from "../../src/image/image.ts";
+import { createRawDeviceOverlay, openRawDeviceOverlay } from "../../src/image/raw-device-overlay.ts";
 import { Oracle } from "./oracle.ts";
 import { type BackingHabits, SimBacking } from "./sim-backing.ts";
 import { type SimEnv, type SimHost, SimWorld } from "./sim-env.ts";
@@ -17,6 +18,8 @@ import { type SimEnv, type SimHost, SimWorld } from "./sim-env.ts";
 const IDENTITY = "disk A";
 const CELL_BYTES = 128;
 const SECTOR_BYTES = 512;
+/** Of a device. */
+const RECORDS = "/var/vda";
 
 /** The tables say what they must not say. */
 export class TablesError extends Error {
@@ -31,6 +34,24 @@ export interface Life {
   readonly background: SimBacking;
 }
 
+function onDeviceFormat(headBytes: number): OverlayFormat {
+  const head = { head: `${RECORDS}.head`, headBytes };
+  return {
+    create: (env, options) => createRawDeviceOverlay(env, { ...options, ...head }),
+    open: (env, options) => openRawDeviceOverlay(env, { ...options, ...head }),
+  };
+}
+
+function overlaysOf({ overlay, name }: ImageFormat): OverlayFormat {
+  if (overlay === undefined) throw new Error(`${name} has no overlays`);
+  return overlay;
+}
+
+/** What the device held before: never to be read again. */
+function staleBytes(length: number): Uint8Array {
+  return Uint8Array.from({ length }, (_, index) => 0xa5 ^ (index & 0x0f));
+}
+
 export class Destination {
   readonly world: SimWorld;
   readonly host: SimHost;
@@ -41,17 +62,22 @@ export class Destination {
   /** Where the part of the disk begins that the guest uses, and the oracle knows. What is before is a hole. */
   readonly regionOffset: number;
   readonly format: ImageFormat;
+  readonly #overlayFormat: OverlayFormat;
   /** Of an image with tables. */
   readonly imageClusterBytes: number;
   readonly #path: string;
+  /** What map and log are named after. */
+  readonly #records: string;
   readonly #content: MemoryDevice;
   readonly #logHalfRecords: number;
   readonly #fetchUnitBytes: number;
   #boot = 1;
 
   constructor(seed: number, mutants: readonly string[] = [], formatName = "raw") {
-    this.format = chooseFormat("", formatName).format;
-    this.#path = `/vm/disk.${formatName}`;
+    const onDevice = formatName === "device";
+    this.format = chooseFormat("", onDevice ? "raw" : formatName).format;
+    this.#path = onDevice ? "/dev/vda" : `/vm/disk.${formatName}`;
+    this.#records = onDevice ? RECORDS : this.#path;
     this.world = new SimWorld(seed);
     const { rng } = this.world;
     this.host = this.world.host("destination");
@@ -64,8 +90,11 @@ export class Destination {
     const clusters = rng.integer(1, 6);
     const cut = rng.chance(0.5) ? 0 : CELL_BYTES * rng.integer(1, this.clusterBytes / CELL_BYTES - 1);
     // Only raw images end within a sector.
-    const regionBytes = clusters * this.clusterBytes - (this.format.flat ? cut : cut - (cut % SECTOR_BYTES));
+    const wholeSectors = !this.format.flat || (onDevice && clusters === 1);
+    const regionBytes = clusters * this.clusterBytes - (wholeSectors ? cut - (cut % SECTOR_BYTES) : cut);
     this.sizeBytes = this.regionOffset + regionBytes;
+    if (onDevice) this.host.disk.add(this.#path, staleBytes(this.sizeBytes), "block-device");
+    this.#overlayFormat = onDevice ? onDeviceFormat(this.#drawHeadBytes()) : overlaysOf(this.format);
     const zeroes = new Set<number>();
     for (let cluster = 0; cluster < clusters; cluster++) if (rng.chance(0.2)) zeroes.add(cluster);
     const cellsEach = this.clusterBytes / CELL_BYTES;
@@ -83,6 +112,11 @@ export class Destination {
     this.habits = { latencyMs: rng.pick([0.5, 5, 50]), error: rng.pick([0, 0, 0.05, 0.3]) };
   }
 
+  #drawHeadBytes(): number {
+    const sizes = [512, 1024, 1536, 4096].filter((bytes) => bytes <= this.sizeBytes);
+    return this.world.rng.pick(sizes);
+  }
+
   /** Some zeroes of the source are holes, and some are only zeroes. */
   #makeHole(cluster: number): void {
     if (this.world.rng.chance(0.3)) return;
@@ -96,7 +130,10 @@ export class Destination {
     const path = this.#path;
     const createImage = (uuid: Uint8Array, begun: boolean): Promise<void> =>
       this.#overlayFormat.create(env, { path, sizeBytes, uuid, begun, imageClusterBytes });
-    await createOverlay(env, { path, sizeBytes, clusterBytes, sourceIdentity: IDENTITY, createImage });
+    await createOverlay(env, {
+      path: this.#records,
+      ...{ sizeBytes, clusterBytes, sourceIdentity: IDENTITY, createImage },
+    });
   }
 
   /** `create`, which may have been interrupted before: true when it was found finished. */
@@ -116,7 +153,7 @@ export class Destination {
     const session = { content: this.#content, scheduler, rng, process: env.process, habits: this.habits };
     const [backing, background] = [new SimBacking(session), new SimBacking(session)];
     const overlay = await openOverlay(env, {
-      ...{ path: this.#path, backing, background, sourceIdentity: IDENTITY, bootId: `boot ${this.#boot}` },
+      ...{ path: this.#records, backing, background, sourceIdentity: IDENTITY, bootId: `boot ${this.#boot}` },
       ...{ logHalfRecords: this.#logHalfRecords, fetchUnitBytes: this.#fetchUnitBytes },
       openStore: ({ sizeBytes, uuid, clusterBytes, state }) =>
         this.#overlayFormat.open(env, { path: this.#path, sizeBytes, uuid, clusterBytes, state }),
@@ -140,12 +177,6 @@ export class Destination {
       throw new TablesError(`${corruptions} corruptions, ${checkErrors} errors: ${JSON.stringify(badEntries)}`);
     }
     if (leaks > 0 && lostSpace === "must-not-be") throw new TablesError(`${leaks} clusters are lost`);
-  }
-
-  get #overlayFormat(): OverlayFormat {
-    const { overlay, name } = this.format;
-    if (overlay === undefined) throw new Error(`${name} has no overlays`);
-    return overlay;
   }
 
   kill(): void {

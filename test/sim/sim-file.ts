@@ -127,6 +127,12 @@ export class SimFile implements File {
     return this.#run({ label: "sync", act, inPart }, false);
   }
 
+  async dropClean(offset: number, length: number): Promise<boolean> {
+    if (!this.features.readNow) return false;
+    await this.#run({ label: "drop", act: () => this.#inode.dropClean(offset, length) });
+    return true;
+  }
+
   willNeed(): void {
     this.#disk.scheduler.trace("will need");
   }

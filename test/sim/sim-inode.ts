@@ -98,6 +98,16 @@ export class SimInode {
     }
   }
 
+  /** What counts as clean is read from the medium again. */
+  dropClean(offset: number, length: number): void {
+    for (let index = offset / SECTOR_BYTES; index < (offset + length) / SECTOR_BYTES; index++) {
+      if (this.#pending.has(index)) continue;
+      const sector = this.#durable.get(index);
+      if (sector === undefined) this.#live.delete(index);
+      else this.#live.set(index, sector);
+    }
+  }
+
   truncate(size: number): void {
     if (size < this.size) {
       for (const index of this.#live.keys()) {

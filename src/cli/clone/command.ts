@@ -15,8 +15,10 @@ Examples:
   blockferry clone nbd://storage/vda vda.raw             a copy of vda, usable at once on 127.0.0.1:10809
   blockferry clone -U /run/vda.sock --rate 100M 'nbd+unix:///?socket=/run/src.sock' vda.raw
   blockferry clone --exit-when-hydrated nbds://storage/vda vda.qcow2  just the copy, as qcow2
-The same command again resumes, and keeps whatever was written to the copy. vda.raw.map beside the image says what is
-local; until everything is, only \`clone\` opens the image. The source must not change meanwhile, and is never written.
+  blockferry clone --overwrite-device --format raw nbds://storage/vda /dev/vg/vda     onto a volume, as large or larger
+The same command again resumes, and keeps whatever was written to the copy. vda.raw.map beside the image (of a block
+device, a file in /var/lib/blockferry/devices) says what is local; until everything is, only \`clone\` opens the image. The
+source must not change meanwhile, and is never written.
 
 Signals: SIGTERM or SIGINT answers what is under way (5 s at most), makes everything durable and exits. SIGUSR1 prints
 one line about the state. More with \`blockferry status\`, \`wait\`, \`pause\`, \`set-speed\`, \`missing\`.
@@ -32,7 +34,7 @@ export function addClone(program: Command, context: CommandContext): void {
         "from the source on demand, the rest in the background, until the image stands alone.",
     )
     .argument("<source>", "the NBD URI of what to copy")
-    .argument("<image>", "the copy: a new file, or one that an earlier clone of the same source left");
+    .argument("<image>", "the copy: a new file or a block device, or what an earlier clone of the same source left");
   addListenOptions(command);
   command
     .optionsGroup(EXPORT)
@@ -44,6 +46,7 @@ export function addClone(program: Command, context: CommandContext): void {
       "of a new image: how finely local and missing are told apart (default: 4K)",
       parseSize,
     )
+    .option("--overwrite-device", "IMAGE may be a block device: what is on it is lost")
     .optionsGroup(STREAM)
     .option("--rate <rate>", "bytes a second in the background, such as 100M (default: unlimited)", parseRate)
     .option(

@@ -51,7 +51,7 @@ export async function startParts({ env, plan, begun, connect, cleanup }: StartPa
     plan.recordTrace === undefined ? undefined : recordTrace(plan.recordTrace, { clock, sizeBytes, cleanup });
   const wanted = plan.replayTrace === undefined ? [] : readTrace(plan.replayTrace, sizeBytes);
   const sources = paceSources(env, demand, background);
-  const overlay = await openBegunOverlay(env, plan, sources);
+  const overlay = await openBegunOverlay(env, begun.place, sources);
   closeOverlay = async () => {
     // What was fetched since the last commit would have to be fetched again. Failures were told when clients' were flushed.
     await overlay.commit().catch(() => undefined);

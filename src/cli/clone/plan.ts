@@ -17,6 +17,7 @@ export interface CloneFlags extends Omit<ServeFlags, "readOnly" | "run" | "json"
   readonly sourceLossDeadline?: number;
   readonly exitWhenHydrated?: true | boolean;
   readonly clusterSize?: number;
+  readonly overwriteDevice?: true | boolean;
   readonly progress?: ProgressForm;
   readonly control?: string;
   readonly json?: true | boolean;
@@ -43,6 +44,8 @@ export interface ClonePlan {
   readonly control: string | undefined;
   /** Of a new overlay; undefined: the usual one. */
   readonly clusterBytes: number | undefined;
+  /** What is on a device may be written over. */
+  readonly overwriteDevice: boolean;
 }
 
 const SOURCE_LOSS_DEADLINE_MS = 30_000;
@@ -75,6 +78,7 @@ export function planClone({ source, image }: CloneArguments, flags: CloneFlags, 
     progress: flags.progress ?? { kind: "auto" },
     control: flags.control,
     clusterBytes: clusterSize,
+    overwriteDevice: flags.overwriteDevice ?? false,
   };
 }
 

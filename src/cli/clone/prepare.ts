@@ -2,8 +2,6 @@
  * What `clone` finds beside IMAGE, and what it makes of it: a new overlay, one that is gone on with, or an image that has
  * long been complete. Nothing is served yet.
  */
-
-import { statSync } from "node:fs";
 import { dirname } from "node:path";
 import type { BlockDevice } from "../../block/device.ts";
 import { peekMap } from "../../cor/map-peek.ts";
@@ -11,12 +9,13 @@ import type { Overlay } from "../../cor/overlay.ts";
 import { createOverlay, mapPath, openOverlay } from "../../cor/overlay-files.ts";
 import type { Env } from "../../env/env.ts";
 import { FileError } from "../../env/files.ts";
-import type { OverlayFormat } from "../../image/format.ts";
 import { readBootId } from "../../os/boot-id.ts";
 import { compareSources, identifySource } from "../../stream/source-identity.ts";
-import { CliError, usageError } from "../cli-error.ts";
+import { CliError } from "../cli-error.ts";
 import { EXIT_IO, EXIT_UNAVAILABLE } from "../exit-codes.ts";
+import { takeDevice } from "../image/device-records.ts";
 import { refuseForeign } from "../image/overlay-guard.ts";
+import { findPlace, type OverlayPlace, refuseToWriteOver } from "../image/overlay-place.ts";
 import type { ClonePlan } from "./plan.ts";
 import type { ConnectSource } from "./source.ts";
 
@@ -28,18 +27,23 @@ export interface Begun {
   readonly identity: string;
   /** There was an overlay already. */
   readonly resumed: boolean;
+  readonly place: OverlayPlace;
 }
 
 /** Afterwards there is an overlay beside IMAGE, or the image is complete. The source is asked only for a new one. */
 export async function beginOverlay(env: Env, plan: ClonePlan, connect: ConnectSource): Promise<Begun> {
   const path = plan.serve.image;
-  if (isBlockDevice(path)) throw onDevice(path);
+  const place = await findPlace(env, path, plan.format);
+  const { records, device } = place;
   await refuseForeign(env, path);
-  const map = await peekMap(env, path);
-  if (map === "unreadable") throw unreadable(path);
-  if (map !== undefined && map !== "blank" && map.state !== "new") {
+  const map = await peekMap(env, records);
+  if (map === "unreadable") throw unreadable(path, records);
+  const begun = map !== undefined && map !== "blank" && map.state !== "new";
+  if (device !== undefined && !begun) await refuseToWriteOver(env, device, plan.overwriteDevice);
+  if (device !== undefined) await takeDevice(env, device);
+  if (begun) {
     const { state, sizeBytes, sourceIdentity: identity } = map;
-    return { state: state === "complete" ? "complete" : "begun", sizeBytes, identity, resumed: true };
+    return { state: state === "complete" ? "complete" : "begun", sizeBytes, identity, resumed: true, place };
   }
   await using source = await connect();
   const { sizeBytes } = source;
@@ -49,16 +53,16 @@ export async function beginOverlay(env: Env, plan: ClonePlan, connect: ConnectSo
   if (compareSources(identity, identity) === "unknown") throw unknowable(plan);
   try {
     await createOverlay(env, {
-      path,
+      path: records,
       sizeBytes,
       sourceIdentity: identity,
       ...(plan.clusterBytes !== undefined && { clusterBytes: plan.clusterBytes }),
-      createImage: (uuid, begun) => overlayFormat(plan).create(env, { path, sizeBytes, uuid, begun }),
+      createImage: (uuid, begun) => place.store.create({ sizeBytes, uuid, begun }),
     });
   } catch (error) {
-    throw error instanceof FileError ? besideImage(path, error) : error;
+    throw error instanceof FileError ? besideImage(path, records, error) : error;
   }
-  return { state: "begun", sizeBytes, identity, resumed: false };
+  return { state: "begun", sizeBytes, identity, resumed: false, place };
 }
 
 export interface Backings {
@@ -70,43 +74,16 @@ export interface Backings {
 /** Opens, and locks, what `beginOverlay` has found or made. The sources stay the caller's. */
 export async function openBegunOverlay(
   env: Env,
-  plan: ClonePlan,
+  { records, store }: OverlayPlace,
   { demand, ahead, background }: Backings,
 ): Promise<Overlay> {
-  const path = plan.serve.image;
   return await openOverlay(env, {
-    path,
+    path: records,
     backing: demand,
     ahead,
     background,
     bootId: await readBootId(),
-    openStore: ({ sizeBytes, uuid, clusterBytes, state }) =>
-      overlayFormat(plan).open(env, { path, sizeBytes, uuid, clusterBytes, state }),
-  });
-}
-
-function overlayFormat({ format, serve }: ClonePlan): OverlayFormat {
-  if (format.overlay !== undefined) return format.overlay;
-  throw usageError(`cannot copy to ${serve.image}`, `a copy cannot be ${format.name}`, "choose raw, qed or qcow2");
-}
-
-function isBlockDevice(path: string): boolean {
-  try {
-    return statSync(path).isBlockDevice();
-  } catch {
-    // Whoever opens it has more to say about it.
-    return false;
-  }
-}
-
-/** A device's name is in a folder that is made anew at each start, its length is fixed, and it holds what was there before. */
-function onDevice(path: string): CliError {
-  return new CliError({
-    exitCode: EXIT_IO,
-    code: "block-device",
-    what: `cannot copy onto ${path}`,
-    why: "it is a block device: a copy under way keeps its map and log beside the image, and marks the image as unfinished",
-    hint: `clone to a file with --exit-when-hydrated, then \`qemu-img convert -n -f raw -O raw FILE ${path}\``,
+    openStore: ({ sizeBytes, uuid, clusterBytes, state }) => store.open({ sizeBytes, uuid, clusterBytes, state }),
   });
 }
 
@@ -118,19 +95,22 @@ const FOLDER_TROUBLE: Readonly<Record<string, readonly [code: string, why: strin
   ENOSPC: ["no-space", "% is on a file system that is full", "make room there, or choose another place"],
 };
 
-/** The map and the log go where the image goes. */
-function besideImage(path: string, error: FileError): CliError {
+/** The map and the log go where the image goes, or, of a device, where its records are. */
+function besideImage(path: string, records: string, error: FileError): CliError {
   const [code, why, hint] = FOLDER_TROUBLE[error.code] ?? [error.code, error.message, "look at the kernel log"];
   const what = `cannot begin a copy at ${path}`;
-  return new CliError({ exitCode: EXIT_IO, code, what, why: why.replace("%", dirname(path)), hint }, { cause: error });
+  return new CliError(
+    { exitCode: EXIT_IO, code, what, why: why.replace("%", dirname(records)), hint },
+    { cause: error },
+  );
 }
 
-function unreadable(path: string): CliError {
+function unreadable(path: string, records: string): CliError {
   return new CliError({
     exitCode: EXIT_IO,
     code: "map-unreadable",
     what: `cannot go on with ${path}`,
-    why: `${mapPath(path)} cannot be read, or is no presence map`,
+    why: `${mapPath(records)} cannot be read, or is no presence map`,
     hint: "check the file; without it nobody can tell what the image holds, and it has to be copied anew",
   });
 }

@@ -16,7 +16,7 @@ Examples:
   B$ blockferry switchover --wait                                 the disks are B's; start the guest here
   B$ blockferry wait --for=complete                               and now A is not needed any more
 The guest finds its disk as an NBD export of the disk's name, on the socket that is printed, from the first contact with
-the source on; it may write to it after the switchover. The images must not be there yet.
+the source on; it may write to it after the switchover. The images must not be there yet, unless they are block devices.
 
 The same command again goes on where it was, whatever stopped it, and keeps what the guest wrote.
 Exit codes: 0 told to stop · 2 the migration was called off: the source has the disks · 64 bad command line · 69 the
@@ -38,6 +38,7 @@ export function addDest(program: Command, context: CommandContext): void {
   command
     .optionsGroup(MIGRATION_GROUP)
     .option("--from <address>", "the source's address, in place of the first argument")
+    .option("--overwrite-device", "IMAGE may be a block device: what is on it is lost")
     .optionsGroup(STREAM)
     .addOption(
       new Option(

@@ -1,6 +1,6 @@
 /** What `dest` was asked to do, checked as a whole. Nothing is opened here. */
 import type { Address } from "../../env/links.ts";
-import { chooseFormat, type ImageFormat, type OverlayFormat } from "../../image/format.ts";
+import { chooseFormat, type ImageFormat } from "../../image/format.ts";
 import { usageError } from "../cli-error.ts";
 import { parseLinkAddress } from "../migration/address.ts";
 import type { DiskPlan } from "../migration/disk-spec.ts";
@@ -16,6 +16,7 @@ export interface DestFlags extends MigrationFlags {
   readonly onSourceLoss?: "stall" | "eio" | "pause";
   readonly sourceLossDeadline?: number;
   readonly earlyReads?: "passthrough" | "refuse";
+  readonly overwriteDevice?: true | boolean;
   readonly progress?: ProgressForm;
 }
 
@@ -23,7 +24,6 @@ export interface DestDiskPlan {
   readonly name: string;
   readonly image: string;
   readonly format: ImageFormat;
-  readonly overlay: OverlayFormat;
   /** To be shown to the user. */
   readonly notice: string | undefined;
 }
@@ -39,6 +39,8 @@ export interface DestPlan extends MigrationPlan {
   readonly pausesGuest: boolean;
   readonly sourceLossDeadlineMs: number | undefined;
   readonly earlyReads: "passthrough" | "refuse";
+  /** What is on a device may be written over. */
+  readonly overwriteDevice: boolean;
   readonly progress: ProgressForm;
 }
 
@@ -72,6 +74,7 @@ export function planDest(words: readonly string[], flags: DestFlags, around: Mig
     onSourceLoss: onSourceLoss === "pause" ? "eio" : onSourceLoss,
     sourceLossDeadlineMs: onSourceLoss === "stall" ? undefined : (sourceLossDeadline ?? SOURCE_LOSS_DEADLINE_MS),
     earlyReads: flags.earlyReads ?? "passthrough",
+    overwriteDevice: flags.overwriteDevice ?? false,
     progress: flags.progress ?? { kind: "auto" },
   };
 }
@@ -85,5 +88,5 @@ function planImage({ name, spec, chain: [top, ...below] }: DiskPlan): DestDiskPl
   if (format.overlay === undefined) {
     throw usageError(`cannot make ${top.path}`, `a disk cannot arrive as ${format.name}`, "choose raw, qed or qcow2");
   }
-  return { name, image: top.path, format, overlay: format.overlay, notice };
+  return { name, image: top.path, format, notice };
 }

@@ -15,6 +15,8 @@ import { Cleanup } from "../cleanup.ts";
 import { CliError } from "../cli-error.ts";
 import { onOutputClosed, onStatusSignal } from "../early-signals.ts";
 import { EXIT_NO, EXIT_OK, EXIT_UNAVAILABLE } from "../exit-codes.ts";
+import { takeDevice } from "../image/device-records.ts";
+import { findPlace, refuseToWriteOver } from "../image/overlay-place.ts";
 import { openControl } from "../instance/open-control.ts";
 import { guestExports, makeSocketPlace, readyLines } from "../migration/guest-side.ts";
 import { takeStateDirectory } from "../migration/state-directory.ts";
@@ -28,7 +30,7 @@ import { VERSION } from "../version.ts";
 import { type Connector, firstContact, sourceConnector } from "./connect.ts";
 import { type DestControl, publishEvents, registerDestVerbs } from "./control.ts";
 import { GuestParts } from "./guest.ts";
-import type { DestDiskPlan, DestPlan } from "./plan.ts";
+import type { DestPlan } from "./plan.ts";
 import { destPresenceContext } from "./presence.ts";
 import { progressOf, statusLine } from "./status.ts";
 
@@ -130,7 +132,7 @@ async function openMigration(
   const { stateDirectory, mode, earlyReads, onSourceLoss, sourceLossDeadlineMs, rateBytesPerSecond } = plan;
   const migration = await DestinationMigration.open({
     ...{ env, log, stateDirectory, mode, earlyReads, onSourceLoss, connect: connector.connect },
-    disks: plan.images.map((disk) => storedIn(env, disk)),
+    disks: await storedIn(env, plan),
     bootId: await readBootId(),
     ...(sourceLossDeadlineMs !== undefined && { lossDeadlineMs: sourceLossDeadlineMs }),
     ...(rateBytesPerSecond !== undefined && { rate: rateBytesPerSecond }),
@@ -140,15 +142,16 @@ async function openMigration(
   return migration;
 }
 
-/** The image of a disk, in the format that was chosen for it. */
-function storedIn(env: Env, { name, image: path, overlay }: DestDiskPlan): DestinationDisk {
-  return {
-    ...{ name, image: path },
-    format: {
-      create: (image) => overlay.create(env, { path, ...image }),
-      open: (image) => overlay.open(env, { path, ...image }),
-    },
-  };
+/** The images, in the formats that were chosen for them. */
+async function storedIn(env: Env, { images, overwriteDevice }: DestPlan): Promise<DestinationDisk[]> {
+  const disks: DestinationDisk[] = [];
+  for (const { name, image, format } of images) {
+    const { device, records, store } = await findPlace(env, image, format);
+    const mayTake = device && { mayTake: () => refuseToWriteOver(env, device, overwriteDevice) };
+    if (device !== undefined) await takeDevice(env, device);
+    disks.push({ name, image, records, format: store, ...mayTake });
+  }
+  return disks;
 }
 
 /** Returns how it is closed. */

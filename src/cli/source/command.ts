@@ -15,8 +15,9 @@ Examples:
 The guest uses its disk as an NBD export of the disk's name, on the socket that is printed. All disks of a guest belong
 into one migration: they change hands together.
 
-The same command again goes on where it was, whatever stopped it. /vm/disk.raw.owner says whose the disk is: once it was
-given away, no command of blockferry opens the image here. \`blockferry status\` says what to do next.
+The same command again goes on where it was, whatever stopped it. /vm/disk.raw.owner says whose the disk is (of a block
+device, a record in /var/lib/blockferry/devices): once it was given away, no command of blockferry opens the image here.
+\`blockferry status\` says what to do next.
 
 Signals: SIGTERM or SIGINT answers what is under way (5 s at most) and exits; nothing changes hands by that.
 Exit codes: 0 told to stop · 64 bad command line · 74 image or disk · 75 image, address or state in use, or the disk is

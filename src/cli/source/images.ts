@@ -1,13 +1,15 @@
 /** The images of a source: opened and locked, unless they are somebody else's. */
-import { accessSync, constants, statSync } from "node:fs";
+import { accessSync, constants } from "node:fs";
 import { dirname } from "node:path";
 import type { BlockDevice } from "../../block/device.ts";
 import type { Env } from "../../env/env.ts";
 import { openChain } from "../../image/chain.ts";
-import { ownerPath, readOwner, refuseUnlessOwned } from "../../migrate/owner-record.ts";
+import { chooseFormat } from "../../image/format.ts";
+import { readOwner, refuseUnlessOwned } from "../../migrate/owner-record.ts";
 import type { Cleanup } from "../cleanup.ts";
 import { CliError } from "../cli-error.ts";
 import { EXIT_IO } from "../exit-codes.ts";
+import { findDevice, takeDevice } from "../image/device-records.ts";
 import { refuseIncomplete, refuseMissingBlocks } from "../image/overlay-guard.ts";
 import type { Log } from "../log.ts";
 import type { DiskPlan } from "../migration/disk-spec.ts";
@@ -17,6 +19,8 @@ import type { LateImage } from "./late-images.ts";
 export interface OpenedDisk {
   readonly name: string;
   readonly image: string;
+  /** What its owner's record is named after. */
+  readonly records: string;
   readonly format: string;
   readonly device: BlockDevice;
 }
@@ -26,20 +30,27 @@ interface OpenOptions {
   readonly cleanup: Cleanup;
 }
 
-export async function openDisks(
+/** The late ones are among the disks. */
+export async function openImages(
+  { disks, lateOpen }: { readonly disks: readonly DiskPlan[]; readonly lateOpen: boolean },
   env: Env,
-  disks: readonly DiskPlan[],
-  { log, cleanup }: OpenOptions,
-): Promise<OpenedDisk[]> {
+  options: OpenOptions,
+): Promise<{ disks: readonly OpenedDisk[]; late: readonly LateDisk[] | undefined }> {
+  if (!lateOpen) return { disks: await openDisks(env, disks, options), late: undefined };
+  const late = await peekDisks(env, disks, options);
+  return { disks: late, late };
+}
+
+async function openDisks(env: Env, disks: readonly DiskPlan[], { log, cleanup }: OpenOptions): Promise<OpenedDisk[]> {
   const opened: OpenedDisk[] = [];
   for (const { name, chain } of disks) {
     const [{ path }] = chain;
-    await refuseUnfit(env, chain);
+    const records = await takeRecords(env, chain);
     const { top, images, close } = await openChain(env, { chain, readOnly: false });
     cleanup.defer(close);
     for (const { notice } of images) if (notice !== undefined) log.warn(notice);
     if (top.image.sizeBytes === 0) throw empty(path);
-    opened.push({ name, image: path, format: top.format.name, device: top.image });
+    opened.push({ name, image: path, records, format: top.format.name, device: top.image });
   }
   return opened;
 }
@@ -58,8 +69,8 @@ export async function peekDisks(
   const known: LateDisk[] = [];
   for (const { name, chain } of disks) {
     const [{ path }, ...below] = chain;
-    await refuseUnfit(env, chain);
-    refuseWithoutAccess(chain);
+    const records = await takeRecords(env, chain);
+    refuseWithoutAccess(chain, dirname(records));
     const looked = await openChain(env, { chain, readOnly: true, lock: false });
     const { format, image, notice } = looked.top;
     const { sizeBytes } = image;
@@ -72,24 +83,30 @@ export async function peekDisks(
     });
     cleanup.defer(() => device.close());
     const paths = [path, ...below.map((link) => link.path)] as const;
-    known.push({ name, image: path, paths, format: format.name, device });
+    known.push({ name, image: path, records, paths, format: format.name, device });
   }
   return known;
 }
 
-async function refuseUnfit(env: Env, [{ path }, ...below]: DiskPlan["chain"]): Promise<void> {
-  refuseDevice(path);
-  const owner = await readOwner(env, path);
+/** Refuses what is not to be moved. Resolves to what the image's records are named after. */
+async function takeRecords(env: Env, chain: DiskPlan["chain"]): Promise<string> {
+  const [{ path, format }, ...below] = chain;
+  const device = await findDevice(env, path);
+  if (device !== undefined && chooseFormat(path, format).format.name !== "raw") throw notRaw(path);
+  const records = device?.records ?? path;
+  const owner = await readOwner(env, records);
   // What this host has given away is for the migration to judge: it may be about to come back.
   if (owner?.state === "PENDING" || owner?.state === "ACTIVE") refuseUnlessOwned(path, owner);
   await refuseMissingBlocks(env, path);
   for (const link of below) await refuseIncomplete(env, link.path);
+  if (device !== undefined) await takeDevice(env, device);
+  return records;
 }
 
-/** The images are to be read; beside the first of them it is to be written down whose the disk is. */
-function refuseWithoutAccess(chain: DiskPlan["chain"]): void {
+/** The images are to be read; in `folder` it is to be written down whose the disk is. */
+function refuseWithoutAccess(chain: DiskPlan["chain"], folder: string): void {
   const [{ path: top }] = chain;
-  const wanted = [...chain.map(({ path }) => [path, constants.R_OK] as const), [dirname(top), constants.W_OK] as const];
+  const wanted = [...chain.map(({ path }) => [path, constants.R_OK] as const), [folder, constants.W_OK] as const];
   for (const [path, mode] of wanted) {
     try {
       accessSync(path, mode);
@@ -108,15 +125,13 @@ function refuseWithoutAccess(chain: DiskPlan["chain"]): void {
   }
 }
 
-/** The folder of a device is made anew at each start of the host: the record of who owns the disk would be lost with it. */
-function refuseDevice(path: string): void {
-  if (statSync(path, { throwIfNoEntry: false })?.isBlockDevice() !== true) return;
-  throw new CliError({
+function notRaw(path: string): CliError {
+  return new CliError({
     exitCode: EXIT_IO,
     code: "block-device",
     what: `cannot move ${path}`,
-    why: `it is a block device: ${ownerPath(path)}, which says whose the disk is, would be gone after the next boot`,
-    hint: "move disks that are files; a device can be copied with `blockferry serve` there and `clone` here",
+    why: "it is a block device, and no raw disk: an image in another format may want to become longer than the device",
+    hint: "move it as a file, or, once it was made raw with `qemu-img convert`, as a device",
   });
 }
 

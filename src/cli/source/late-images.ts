@@ -52,8 +52,9 @@ export class LateImages {
 function identify(path: string): string | undefined {
   if (!isAbsolute(path)) return undefined;
   try {
-    const { dev, ino } = statSync(path, { bigint: true });
-    return `${dev}:${ino}`;
+    const found = statSync(path, { bigint: true });
+    // A device has as many nodes as it has names.
+    return found.isBlockDevice() ? `device ${found.rdev}` : `${found.dev}:${found.ino}`;
   } catch {
     return undefined;
   }

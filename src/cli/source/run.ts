@@ -27,7 +27,7 @@ import { StopRequest } from "../serving/stop-request.ts";
 import { VERSION } from "../version.ts";
 import { publishEvents, registerSourceVerbs, type SourceControl } from "./control.ts";
 import { GuestMove } from "./guest-move.ts";
-import { openDisks, peekDisks } from "./images.ts";
+import { openImages } from "./images.ts";
 import { LateImages } from "./late-images.ts";
 import { destLine, type SourcePlan } from "./plan.ts";
 import { serveGuest } from "./serve-guest.ts";
@@ -55,11 +55,11 @@ export async function runSourceMigration(
   const credentials = await loadCredentials(plan.tls, around);
   if (!plan.lateOpen) makeSocketPlace(plan.serve);
   await takeStateDirectory(env, plan.stateDirectory, cleanup);
-  const late = plan.lateOpen ? await peekDisks(env, plan.disks, { log, cleanup }) : undefined;
-  const disks = late ?? (await openDisks(env, plan.disks, { log, cleanup }));
+  const { late, disks } = await openImages(plan, env, { log, cleanup });
   const meter = new WriteMeter(env.clock);
   const migration: SourceMigration = await SourceMigration.open({
-    ...{ env, disks, stateDirectory: plan.stateDirectory, log, late: plan.lateOpen, rate: plan.rateBytesPerSecond },
+    ...{ env, stateDirectory: plan.stateDirectory, log, late: plan.lateOpen, rate: plan.rateBytesPerSecond },
+    disks: disks.map(({ name, records, device }) => ({ name, image: records, device })),
     onSwitchRequest: (force) => switchOnRequest({ clock: env.clock, migration, disks, meter, guest }, force),
   });
   cleanup.defer(() => migration.close());

@@ -3,6 +3,7 @@
  * and says so: `GuestLog`.
  */
 import { type ChildProcessByStdio, spawn } from "node:child_process";
+import { statSync } from "node:fs";
 import { join } from "node:path";
 import type { Readable, Writable } from "node:stream";
 import { realClock } from "../../os/clock.ts";
@@ -15,7 +16,7 @@ const PROBE_MS_MAX = 10_000;
 
 export type GuestDisk =
   | {
-      /** An image that QEMU opens itself. */
+      /** An image, or a block device, that QEMU opens itself. */
       readonly file: string;
       /** As QEMU calls it; default: raw. */
       readonly format?: "raw" | "qcow2" | "qed";
@@ -204,7 +205,8 @@ function blockdev(disk: GuestDisk, node: string): object {
   const common = { "node-name": node, discard: "unmap" };
   if ("file" in disk) {
     const { file: filename, format: driver = "raw" } = disk;
-    return { ...common, driver, file: { driver: "file", filename, discard: "unmap" } };
+    const protocol = statSync(filename).isBlockDevice() ? "host_device" : "file";
+    return { ...common, driver, file: { driver: protocol, filename, discard: "unmap" } };
   }
   const server = { type: "unix", path: disk.socket };
   const reconnect = disk.reconnectSeconds === undefined ? {} : { "reconnect-delay": disk.reconnectSeconds };

@@ -6,15 +6,16 @@
  * With one thread in the pool and `strace` counting per thread, the N-th call of a name is about the same place each time.
  */
 import { readFileSync, writeFileSync } from "node:fs";
-import { describe, expect } from "vitest";
+import { describe, expect, type TestContext } from "vitest";
 import type { NbdClient } from "../../../src/nbd/client/client.ts";
 import { Oracle } from "../../sim/oracle.ts";
 import { drawHabits, Guest } from "../../sim/workload.ts";
 import { type CloneProcess, startClone, WITHOUT_LAUNCHER } from "../../support/clone-process.ts";
+import { LoopDevice } from "../../support/loop-device.ts";
 import { nbdkitIn } from "../../support/peers.ts";
 import { counts, Prng, runSeed } from "../../support/seed.ts";
 import { tempDir } from "../../support/temp-dir.ts";
-import { itWith } from "../../support/tools.ts";
+import { itWith, requireAsked, requireRoot } from "../../support/tools.ts";
 
 const SIZE_BYTES = 1024 * 1024;
 const CELL_BYTES = 512;
@@ -30,12 +31,23 @@ const SWEEPS: readonly [syscall: string, last: number][] = [
   ["ftruncate", 3],
 ];
 const POINTS = counts({ local: 1, ci: 29 });
+/** Of a copy onto a block device, where not all of the disk is until the end. */
+const DEVICE_SWEEPS: typeof SWEEPS = [
+  ["pwrite64", 120],
+  ["fdatasync", 28],
+  ["fallocate", 12],
+  ["unlink,unlinkat", 2],
+];
+const DEVICE_POINTS = counts({ local: 1, ci: 15 });
 
 interface Place {
   readonly source: string;
   readonly image: string;
   readonly socket: string;
+  readonly env: Readonly<Record<string, string>>;
 }
+
+type Kind = "file" | "device";
 
 /** A guest's life until its disk is gone. */
 async function live(clone: CloneProcess, oracle: Oracle, rng: Prng): Promise<void> {
@@ -90,12 +102,12 @@ async function killedAt(
   ];
   let clone: CloneProcess;
   try {
-    const flags = ["--rate", `${rng.pick([256, 1024, 65_536])}K`];
+    const flags = ["--overwrite-device", "--rate", `${rng.pick([256, 1024, 65_536])}K`];
     clone = await startClone({
       ...place,
       flags,
       program: ["strace", ...trace, ...WITHOUT_LAUNCHER],
-      env: { UV_THREADPOOL_SIZE: "1" },
+      env: { ...place.env, UV_THREADPOOL_SIZE: "1" },
     });
   } catch (error) {
     // Killed before it served; nobody has been promised anything then.
@@ -109,9 +121,10 @@ async function killedAt(
 }
 
 /** One life, one kill, another life. True: it was killed where it was to be. */
-async function killPoint(syscall: string, nth: number): Promise<boolean> {
+async function killPoint(syscall: string, nth: number, kind: Kind): Promise<boolean> {
   const rng = new Prng(runSeed(), `${syscall} ${nth}`);
   using folder = tempDir();
+  using device = kind === "file" ? undefined : LoopDevice.make(folder, "disk.raw", SIZE_BYTES + 65_536);
   const oracle = new Oracle({ sizeBytes: SIZE_BYTES, cellBytes: CELL_BYTES });
   writeFileSync(folder.file("source.raw"), oracle.baseContent());
   const serveSource = () => nbdkitIn(folder, "-r", "file", folder.file("source.raw"));
@@ -119,6 +132,7 @@ async function killPoint(syscall: string, nth: number): Promise<boolean> {
     source: `nbd+unix:///?socket=${folder.file("nbd")}`,
     image: folder.file("disk.raw"),
     socket: folder.file("s"),
+    env: { BLOCKFERRY_DEVICES_DIR: folder.file("devices") },
   };
   let killed: boolean;
   {
@@ -128,7 +142,7 @@ async function killPoint(syscall: string, nth: number): Promise<boolean> {
   // A new one: nbdkit has been seen to end when its client is killed while it connects.
   await using source = await serveSource();
 
-  await using next = await startClone({ ...place, flags: ["--rate", "4M"] });
+  await using next = await startClone({ ...place, flags: ["--overwrite-device", "--rate", "4M"] });
   oracle.recover("process-kill", await wholeDisk(next));
   await live(next, oracle, rng);
   await next.call("set-speed", { bytesPerSecond: null });
@@ -136,32 +150,45 @@ async function killPoint(syscall: string, nth: number): Promise<boolean> {
   await source.kill();
   expect(await next.stop(), next.output).toBe(0);
   // The image stands alone.
-  oracle.recover("process-kill", readFileSync(place.image));
+  const content = readFileSync(device?.backing ?? place.image);
+  expect(content.length).toBe(device === undefined ? SIZE_BYTES : SIZE_BYTES + 65_536);
+  oracle.recover("process-kill", content.subarray(0, SIZE_BYTES));
   return killed;
 }
 
 /** Kills at about the `nth` call; earlier, when there were not so many in that life. Resolves to where it was. */
-async function killNear(syscall: string, nth: number): Promise<number> {
-  for (let at = nth; at > 0; at = Math.floor(at / 2)) if (await killPoint(syscall, at)) return at;
+async function killNear(syscall: string, nth: number, kind: Kind): Promise<number> {
+  for (let at = nth; at > 0; at = Math.floor(at / 2)) if (await killPoint(syscall, at, kind)) return at;
   throw new Error(`no ${syscall} was there to be killed at`);
 }
 
+async function sweep([syscall, last]: (typeof SWEEPS)[number], points: number, kind: Kind): Promise<void> {
+  const wanted = Array.from({ length: points }, (_, point) => 1 + Math.floor((point * last) / points));
+  const killedAtCalls: number[] = [];
+  const one = async (): Promise<void> => {
+    for (let nth = wanted.shift(); nth !== undefined; nth = wanted.shift()) {
+      killedAtCalls.push(await killNear(syscall, nth, kind));
+    }
+  };
+  await Promise.all([one(), one()]);
+  console.log(`${syscall}: killed at ${killedAtCalls.join(" ")}`);
+  expect(killedAtCalls).toHaveLength(points);
+}
+
 describe("a guest whose clone is killed at a system call finds everything that was acknowledged", () => {
-  for (const [syscall, last] of SWEEPS) {
+  for (const calls of SWEEPS) {
+    itWith(["strace", "nbdkit"], `${calls[0]}, ${POINTS} points`, () => sweep(calls, POINTS, "file"), 600_000);
+  }
+
+  for (const calls of DEVICE_SWEEPS) {
+    const title = `${calls[0]} onto a block device, ${DEVICE_POINTS} points`;
     itWith(
-      ["strace", "nbdkit"],
-      `${syscall}, ${POINTS} points`,
-      async () => {
-        const wanted = Array.from({ length: POINTS }, (_, point) => 1 + Math.floor((point * last) / POINTS));
-        const killedAtCalls: number[] = [];
-        const one = async (): Promise<void> => {
-          for (let nth = wanted.shift(); nth !== undefined; nth = wanted.shift()) {
-            killedAtCalls.push(await killNear(syscall, nth));
-          }
-        };
-        await Promise.all([one(), one()]);
-        console.log(`${syscall}: killed at ${killedAtCalls.join(" ")}`);
-        expect(killedAtCalls).toHaveLength(POINTS);
+      ["strace", "nbdkit", "losetup"],
+      title,
+      async (context: TestContext) => {
+        requireAsked(context, "BLOCKFERRY_DEVICES", "many lives of a copy");
+        requireRoot(context, "attaching a loop device");
+        await sweep(calls, DEVICE_POINTS, "device");
       },
       600_000,
     );

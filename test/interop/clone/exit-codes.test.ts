@@ -3,12 +3,12 @@ import { mkdirSync, writeFileSync } from "node:fs";
 import { describe, expect } from "vitest";
 import { placeIn, uriOf } from "../../support/clone-checks.ts";
 import { runClone } from "../../support/clone-process.ts";
-import { fileBytes, imageDifference, makeImage, pattern } from "../../support/patterns.ts";
+import { makeImage } from "../../support/patterns.ts";
 import { type Peer, qemuNbd } from "../../support/peers.ts";
-import { type RunResult, run, runOk } from "../../support/run.ts";
+import { type RunResult, run } from "../../support/run.ts";
 import { BLOCKFERRY } from "../../support/serve-process.ts";
 import { type TempDir, tempDir } from "../../support/temp-dir.ts";
-import { itWith, requireRoot } from "../../support/tools.ts";
+import { itWith } from "../../support/tools.ts";
 import { MiB } from "../serve/layout.ts";
 
 interface Row {
@@ -119,24 +119,5 @@ describe("clone refuses", () => {
     const asAnybody = process.getuid?.() === 0 ? ["setpriv", "--bounding-set=-dac_override,-dac_read_search"] : [];
     const clone = [BLOCKFERRY, "clone", "-U", place.socket, "-C", folder.file("c.ctl"), place.source];
     refused(await run([...asAnybody, ...clone, folder.file("shut/copy.raw")]), 74, /may not be written to by us/);
-  });
-
-  itWith(["qemu-nbd", "losetup"], "a block device, and says how a copy gets onto one: 74", async (context) => {
-    requireRoot(context, "attaching a loop device");
-    using folder = tempDir();
-    await using stack = new AsyncDisposableStack();
-    await using peer = await qemuNbd((path) => makeImage(path, MiB), "-r");
-    makeImage(folder.file("backing"), 2 * MiB);
-    const device = (await runOk(["losetup", "--find", "--show", folder.file("backing")])).trim();
-    stack.defer(async () => void (await runOk(["losetup", "--detach", device])));
-    const outcome = await runClone({ ...placeIn(folder, peer), image: device });
-    refused(outcome, 74, /it is a block device/);
-    expect(outcome.stderr).toContain(`qemu-img convert -n -f raw -O raw FILE ${device}`);
-    expect(imageDifference(folder.file("backing"), 2 * MiB, [{ offset: 0, length: 2 * MiB, salt: 1 }])).toBeUndefined();
-    // Which does what it says.
-    const place = placeIn(folder, peer);
-    expect((await runClone({ ...place, flags: ["--exit-when-hydrated"] })).status).toBe(0);
-    await runOk(["qemu-img", "convert", "-n", "-f", "raw", "-O", "raw", place.image, device]);
-    expect(fileBytes(folder.file("backing"), 0, MiB).equals(pattern(0, MiB))).toBe(true);
   });
 });

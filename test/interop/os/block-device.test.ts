@@ -1,6 +1,6 @@
 /** Block devices, by loop devices over a file: for root only. */
 import { execFileSync, spawnSync } from "node:child_process";
-import { closeSync, openSync } from "node:fs";
+import { closeSync, openSync, writeSync } from "node:fs";
 import { constants } from "node:os";
 import { describe, expect, type TestContext, vi } from "vitest";
 import { RealFiles } from "../../../src/os/files.ts";
@@ -20,12 +20,14 @@ const withoutNative = loadNative({ disabled: true });
 /** A loop device of `SIZE_BYTES`, full of pattern. */
 class LoopDevice implements Disposable {
   readonly path: string;
+  /** The file below it. */
+  readonly image: string;
   readonly #folder = tempDir();
 
   constructor() {
-    const image = this.#folder.file("image");
-    makeImage(image, SIZE_BYTES);
-    this.path = execFileSync("losetup", ["-f", "--show", image], { encoding: "utf8" }).trim();
+    this.image = this.#folder.file("image");
+    makeImage(this.image, SIZE_BYTES);
+    this.path = execFileSync("losetup", ["-f", "--show", this.image], { encoding: "utf8" }).trim();
   }
 
   [Symbol.dispose](): void {
@@ -118,6 +120,22 @@ describe("a block device", () => {
       const into = Buffer.alloc(2 * MIB);
       await file.read(MIB, into);
       expect(into.equals(Buffer.alloc(2 * MIB))).toBe(true);
+    },
+    withNative,
+  );
+
+  itOnDevice(
+    "reads from the disk again what was taken out of the page cache",
+    async ({ path, image }, files) => {
+      await using file = await files.open({ path, writable: true });
+      const into = Buffer.alloc(MIB);
+      await file.read(MIB, into);
+      const below = openSync(image, "r+");
+      writeSync(below, pattern(MIB, MIB, 6), 0, MIB, MIB);
+      closeSync(below);
+      expect(await file.dropClean?.(MIB, MIB)).toBe(true);
+      await file.read(MIB, into);
+      expect(into.equals(pattern(MIB, MIB, 6))).toBe(true);
     },
     withNative,
   );

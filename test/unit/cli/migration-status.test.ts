@@ -76,7 +76,7 @@ describe("a source", () => {
   });
 
   test("tells no more clean bytes than the disk has", () => {
-    const disk = { name: "vda", image: "/a", format: "raw", device: undefined as never };
+    const disk = { name: "vda", image: "/a", records: "/a", format: "raw", device: undefined as never };
     expect(source.diskStatus(disk, sourceIn("ready"))).toMatchObject({
       cleanBytes: 8192,
       writesHeld: 1,
