@@ -7,6 +7,7 @@ import { type LineProcess, startLine } from "../../../tools/line/client.ts";
 import { parseAddress } from "../../../tools/line/options.ts";
 import { holdOpening, ONE_THREAD } from "../../support/hold-opening.ts";
 import type { RunResult } from "../../support/run.ts";
+import { drawn } from "../../support/seed.ts";
 import { type TempDir, tempDir } from "../../support/temp-dir.ts";
 import { itWith } from "../../support/tools.ts";
 import { BareQemu } from "./bare-qemu.ts";
@@ -120,47 +121,50 @@ async function guestPhase(side: MigrationProcess): Promise<string | undefined> {
   return (await side.status()).migration?.guest?.phase;
 }
 
+/** Each takes some seconds: while developing one of them is tried. */
+const TRIALS: [title: string, body: () => Promise<void>][] = [];
+
+function trial(title: string, body: () => Promise<void>): void {
+  TRIALS.push([title, body]);
+}
+
 for (const how of ENDS) {
-  itWith(
-    TOOLS,
-    `${how} between QEMU's end and the grant: the next source goes on, and the guest runs on B alone`,
-    async () => {
-      using folder = tempDir();
-      await using scene = await Scene.make(folder);
-      await scene.endWhileOpening(scene.rig.image("a"), "starting", how);
+  trial(`${how} between QEMU's end and the grant: the next source goes on, and the guest runs on B alone`, async () => {
+    using folder = tempDir();
+    await using scene = await Scene.make(folder);
+    await scene.endWhileOpening(scene.rig.image("a"), "starting", how);
+    await scene.expectStates("postmigrate", "paused");
+    await scene.startSource();
+    const { migration, next } = await scene.a.status();
+    expect(migration).toMatchObject({ owner: "source", guest: { lastError: expect.stringContaining("switchover") } });
+    expect(next).toBeTruthy();
+    await scene.a.reached("ready");
+    {
+      // The line goes in the same place, and comes back.
+      await using held = await holdOpening(scene.a, scene.rig.image("a"));
+      const moved = scene.switchover();
+      await expect.poll(() => guestPhase(scene.a), WAIT).toBe("starting");
+      await scene.line.refuse();
+      await scene.line.cutNow();
+      await expect.poll(async () => (await scene.a.status()).migration?.shown, WAIT).toBe("disconnected");
       await scene.expectStates("postmigrate", "paused");
-      await scene.startSource();
-      const { migration, next } = await scene.a.status();
-      expect(migration).toMatchObject({ owner: "source", guest: { lastError: expect.stringContaining("switchover") } });
-      expect(next).toBeTruthy();
-      await scene.a.reached("ready");
-      {
-        // The line goes in the same place, and comes back.
-        await using held = await holdOpening(scene.a, scene.rig.image("a"));
-        const moved = scene.switchover();
-        await expect.poll(() => guestPhase(scene.a), WAIT).toBe("starting");
-        await scene.line.refuse();
-        await scene.line.cutNow();
-        await expect.poll(async () => (await scene.a.status()).migration?.shown, WAIT).toBe("disconnected");
-        await scene.expectStates("postmigrate", "paused");
-        await scene.line.refuse(false);
-        await expect.poll(async () => (await scene.a.status()).migration?.shown, WAIT).toBe("ready");
-        await held[Symbol.asyncDispose]();
-        expect(await moved).toMatchObject({ status: 0, stdout: expect.stringContaining("the guest runs there") });
-      }
-      await scene.expectStates("postmigrate", "running");
-      // Whoever asks again is told so, and changes nothing.
-      await scene.guestB.execute("stop");
-      await scene.a.kill();
-      await scene.startSource();
-      expect((await scene.switchover()).status).toBe(0);
-      await scene.expectStates("postmigrate", "paused");
-    },
-  );
+      await scene.line.refuse(false);
+      await expect.poll(async () => (await scene.a.status()).migration?.shown, WAIT).toBe("ready");
+      await held[Symbol.asyncDispose]();
+      expect(await moved).toMatchObject({ status: 0, stdout: expect.stringContaining("the guest runs there") });
+    }
+    await scene.expectStates("postmigrate", "running");
+    // Whoever asks again is told so, and changes nothing.
+    await scene.guestB.execute("stop");
+    await scene.a.kill();
+    await scene.startSource();
+    expect((await scene.switchover()).status).toBe(0);
+    await scene.expectStates("postmigrate", "paused");
+  });
 }
 
 for (const asWell of ["", " with its sidecar"] as const) {
-  itWith(TOOLS, `a copy on B that is gone${asWell} when the next source comes leaves the guest on A`, async () => {
+  trial(`a copy on B that is gone${asWell} when the next source comes leaves the guest on A`, async () => {
     using folder = tempDir();
     await using scene = await Scene.make(folder);
     await scene.endWhileOpening(scene.rig.image("a"), "starting", "SIGKILL");
@@ -181,7 +185,7 @@ for (const asWell of ["", " with its sidecar"] as const) {
   });
 }
 
-itWith(TOOLS, "a guest that was paused stays so, whoever was started again while it moved", async () => {
+trial("a guest that was paused stays so, whoever was started again while it moved", async () => {
   using folder = tempDir();
   await using scene = await Scene.make(folder, { paused: true });
   await scene.endWhileOpening(scene.rig.image("a"), "starting", "SIGKILL");
@@ -206,7 +210,7 @@ itWith(TOOLS, "a guest that was paused stays so, whoever was started again while
 });
 
 for (const how of ENDS) {
-  itWith(TOOLS, `${how} while QEMU waits for its disks to go: the next source lets the guest go on here`, async () => {
+  trial(`${how} while QEMU waits for its disks to go: the next source lets the guest go on here`, async () => {
     using folder = tempDir();
     await using scene = await Scene.make(folder, { late: false });
     // The first of the fences.
@@ -221,39 +225,37 @@ for (const how of ENDS) {
   });
 }
 
-itWith(
-  TOOLS,
-  "a guest that somebody has let go on here is not let run on B as well, and gets its disks back",
-  async () => {
-    using folder = tempDir();
-    await using scene = await Scene.make(folder, { late: false, paused: true });
-    {
-      // It has come; that is about to be noted.
-      await using held = await holdOpening(scene.a, folder.file("a/state/guest.record.new"), 2);
-      const lost = scene.switchover();
-      await expect.poll(() => guestPhase(scene.b), WAIT).toBe("started");
-      const killed = scene.a.kill();
-      await held[Symbol.asyncDispose]();
-      await Promise.all([killed, lost]);
-    }
-    await scene.expectStates("postmigrate", "paused");
-    await scene.guestA.execute("cont");
-    await scene.startSource();
-    const refused = await scene.switchover();
-    expect(refused.stderr).toContain("let the guest go on here");
-    expect(refused.stderr).toContain("end one of them");
-    expect(refused.status).toBe(75);
-    expect((await scene.a.status()).migration).toMatchObject({ owner: "destination", destinationWrote: false });
-    await scene.expectStates("running", "paused");
-    // Another process does not know that it was ever to run over there, and nobody has written to its disk.
-    await scene.b.kill();
-    await scene.startDest();
-    await scene.b.reached("active");
-    const { status, stderr } = await scene.switchover();
-    expect(stderr).toContain("has its disks back");
-    expect(status).toBe(2);
-    await scene.guestB.ended;
-    expect((await scene.a.status()).migration?.owner).toBe("source");
-    expect(await scene.guestA.status()).toBe("running");
-  },
-);
+trial("a guest that somebody has let go on here is not let run on B as well, and gets its disks back", async () => {
+  using folder = tempDir();
+  await using scene = await Scene.make(folder, { late: false, paused: true });
+  {
+    // It has come; that is about to be noted.
+    await using held = await holdOpening(scene.a, folder.file("a/state/guest.record.new"), 2);
+    const lost = scene.switchover();
+    await expect.poll(() => guestPhase(scene.b), WAIT).toBe("started");
+    const killed = scene.a.kill();
+    await held[Symbol.asyncDispose]();
+    await Promise.all([killed, lost]);
+  }
+  await scene.expectStates("postmigrate", "paused");
+  await scene.guestA.execute("cont");
+  await scene.startSource();
+  const refused = await scene.switchover();
+  expect(refused.stderr).toContain("let the guest go on here");
+  expect(refused.stderr).toContain("end one of them");
+  expect(refused.status).toBe(75);
+  expect((await scene.a.status()).migration).toMatchObject({ owner: "destination", destinationWrote: false });
+  await scene.expectStates("running", "paused");
+  // Another process does not know that it was ever to run over there, and nobody has written to its disk.
+  await scene.b.kill();
+  await scene.startDest();
+  await scene.b.reached("active");
+  const { status, stderr } = await scene.switchover();
+  expect(stderr).toContain("has its disks back");
+  expect(status).toBe(2);
+  await scene.guestB.ended;
+  expect((await scene.a.status()).migration?.owner).toBe("source");
+  expect(await scene.guestA.status()).toBe("running");
+});
+
+for (const [title, body] of drawn(TRIALS, 1)) itWith(TOOLS, title, body);
