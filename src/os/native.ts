@@ -31,6 +31,13 @@ export type NativeResult =
 /** Architectures with the asm-generic layouts and numbers that our callers encode. */
 const ARCHITECTURES: readonly string[] = ["x64", "arm64", "riscv64", "loong64"];
 
+let loaded: Native | undefined;
+
+/** What this process has loaded, if it has. */
+export function loadedNative(): Native | undefined {
+  return loaded;
+}
+
 /** Requires koffi anew each time it is called, which is cheap. `disabled` is what BLOCKFERRY_NO_NATIVE=1 asks for. */
 export function loadNative(
   options: { readonly disabled: boolean } = { disabled: process.env["BLOCKFERRY_NO_NATIVE"] === "1" },
@@ -41,7 +48,8 @@ export function loadNative(
   }
   try {
     const koffi = createRequire(import.meta.url)("koffi") as Koffi;
-    return { state: "loaded", native: new KoffiNative(koffi) };
+    loaded = new KoffiNative(koffi);
+    return { state: "loaded", native: loaded };
   } catch (error) {
     const text = error instanceof Error ? (error.message.split("\n", 1)[0] ?? "") : String(error);
     return { state: "off", reason: `koffi does not load: ${text}` };

@@ -1,5 +1,6 @@
 /** The line as a process: prints a ready line, then obeys standard input (`--control`) until it ends. */
 import { createInterface } from "node:readline";
+import { exitQuickly } from "../../src/os/quick-exit.ts";
 import { LineServer } from "./line.ts";
 import { type Answer, parseCommand } from "./messages.ts";
 import { LineUsageError, parseCommandLine, USAGE } from "./options.ts";
@@ -29,6 +30,7 @@ async function main(): Promise<void> {
   process.exit(0);
 }
 
+exitQuickly();
 main().catch((error: unknown) => {
   const usage = error instanceof LineUsageError ? `\n${USAGE}` : "";
   process.stderr.write(`line: ${(error as Error).message}${usage}\n`);
