@@ -324,9 +324,13 @@ class History {
 
   async #letWork(side: "source" | "dest"): Promise<void> {
     const rng = this.#rng;
-    for (const disk of this.#at.disks) {
+    // All of them first: what one guest does may be where the side ends.
+    const found = await Promise.all(
+      this.#at.disks.map(async (disk) => ({ disk, device: await this.#at.guestOf(side, disk) })),
+    );
+    for (const { disk, device } of found) {
       const guest = new Guest({ oracle: disk.oracle, rng, habits: drawHabits(rng, disk.oracle.cells), lingers: false });
-      const done = guest.run([await this.#at.guestOf(side, disk)], this.#at.requests);
+      const done = guest.run([device], this.#at.requests);
       done.catch((error: unknown) => {
         this.#finding ??= error;
       });
