@@ -105,7 +105,10 @@ export async function openOverlayImage<R extends HeaderRead<unknown>, S extends 
 }
 
 function checkCarries({ path, uuid, state }: OpenOverlayImageOptions, reference: BackingReference | undefined): void {
-  if (reference?.name === unfinishedMark(uuid) || (reference === undefined && state === "complete")) return;
+  const mark = unfinishedMark(uuid);
+  // The power may have gone while the mark went: what is left of it then is its beginning, or nothing.
+  const left = reference?.name.replace(/\0+$/, "") ?? "";
+  if (left === mark || (state === "complete" && mark.startsWith(left))) return;
   const why = "it is not the image that its map was made for";
   throw new ImageOpenError("not-an-image", path, { why, hint: "restore the image and its map together" });
 }
