@@ -1,10 +1,13 @@
 /**
  * Imported first of all: Node opens its inspector on SIGUSR1 unless somebody listens, and an operator who asks a server
- * for its status line must not open a debugger instead.
+ * for its status line must not open a debugger instead. And how the process ends is settled before anybody uses its streams.
  */
+import { exitQuickly } from "../os/quick-exit.ts";
+
 let printStatus: (() => void) | undefined;
 
 process.on("SIGUSR1", () => printStatus?.());
+exitQuickly();
 
 /** What SIGUSR1 does from now on. */
 export function onStatusSignal(print: () => void): void {

@@ -1,6 +1,5 @@
 /** The program. Its first import listens to signals; all the rest waits until the command line says what is needed. */
 import "./early-signals.ts";
-import { exitQuickly } from "../os/quick-exit.ts";
 import { renderError, toCliError } from "./cli-error.ts";
 import { runCommandLine } from "./command-line.ts";
 import { EXIT_FAILURE } from "./exit-codes.ts";
@@ -17,7 +16,6 @@ function exitWhenWritten(exitCode: number): void {
   process.stdout.write("", () => process.exit(exitCode));
 }
 
-exitQuickly();
 process.on("uncaughtException", giveUp);
 process.on("unhandledRejection", giveUp);
 runCommandLine(process.argv.slice(2)).then(exitWhenWritten, giveUp);

@@ -50,17 +50,17 @@ export class DestinationHandover {
     if (grant.term <= term || !this.#phases.is("precopy", "ready")) {
       return this.#phases.warn("a grant came that cannot be taken up");
     }
-    let taken: { syncMs?: number } = {};
+    let syncMs: number;
     try {
-      const { fresh, syncMs } = await this.#group.takeOver(grant);
-      taken = { syncMs };
-      if (fresh.length > 0) this.#phases.warn(`nothing that was pulled of ${fresh.join(", ")} counts`);
+      const taken = await this.#group.takeOver(grant);
+      syncMs = taken.syncMs;
+      if (taken.fresh.length > 0) this.#phases.warn(`nothing that was pulled of ${taken.fresh.join(", ")} counts`);
     } catch (error) {
       return await this.#decline(grant.term, messageOf(error));
     }
     this.#group.goLive(false);
     this.#phases.advance("active");
-    port.send({ type: "active", term: grant.term, ...taken });
+    port.send({ type: "active", term: grant.term, syncMs });
     await this.#group.writeOwners();
   }
 

@@ -51,15 +51,9 @@ function report(status: DestinationStatus): SwitchoverReport {
     return hydration?.missingBytes ?? Math.max(0, sizeBytes - pulledBytes);
   });
   return {
-    ...{
-      done: owner === "destination",
-      phase,
-      obstacle: null,
-      writes: null,
-      flushSeconds: null,
-      pauseSeconds: null,
-      syncSeconds: null,
-    },
+    done: owner === "destination",
+    phase,
+    ...{ obstacle: null, writes: null, flushSeconds: null, pauseSeconds: null, syncSeconds: null },
     restBytes: rest.reduce((sum, bytes) => sum + bytes, 0),
     rttSeconds: link?.rttMs === undefined ? null : link.rttMs / 1000,
   };

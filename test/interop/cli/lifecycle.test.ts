@@ -133,6 +133,17 @@ describe("stopping", () => {
     await expect.poll(() => run("nbdinfo", ["--size", uri]).code).toBe(0);
   });
 
+  test("a pipe that others write to as well is left as it was found", () => {
+    const flags = "grep ^flags /proc/self/fdinfo/1";
+    for (const command of [`image info --json ${image}`, `serve -U - --run true ${image}`]) {
+      const { stdout } = run("sh", ["-c", `{ ${flags}; ${BLOCKFERRY} ${command}; ${flags}; } | cat`]);
+      const [before, after, ...more] = stdout.match(/^flags:.*$/gm) ?? [];
+      expect(before).toBeDefined();
+      expect(more).toEqual([]);
+      expect(after, command).toBe(before);
+    }
+  });
+
   test("SIGHUP keeps its default", async () => {
     await using server = start(["serve", "-U", "-", image]);
     await server.ready();

@@ -9,7 +9,7 @@ import { createRealEnv } from "../../../src/os/real-env.ts";
 import { firstDifference, pattern } from "../../support/patterns.ts";
 import { run, runOk } from "../../support/run.ts";
 import { Prng, runSeed } from "../../support/seed.ts";
-import { BLOCKFERRY, startServe } from "../../support/serve-process.ts";
+import { startServe } from "../../support/serve-process.ts";
 import { tempDir } from "../../support/temp-dir.ts";
 import { itWith } from "../../support/tools.ts";
 import { rounds } from "./amount.ts";
@@ -208,40 +208,3 @@ itWith(
     expect(firstDifference(readFileSync(raw), world.model)).toBeUndefined();
   },
 );
-
-itWith(["qemu-img", "strace"], "no file is opened because an image names it", async () => {
-  const secret = folder.file("secret.raw");
-  const path = folder.file("naming.qed");
-  await runOk(["qemu-img", "create", "-q", "-f", "raw", secret, "1M"]);
-  await runOk(["qemu-img", "create", "-q", "-f", "qed", "-b", secret, "-F", "raw", path, "1M"]);
-  const commands = [
-    ["image", "info", path],
-    ["image", "info", "--json", path],
-    ["image", "map", "--json", path],
-    ["serve", "-r", "-U", folder.file("never"), path],
-  ];
-  for (const [index, command] of commands.entries()) {
-    const trace = folder.file(`trace-${index}`);
-    const result = await run([
-      "strace",
-      "--seccomp-bpf",
-      "-f",
-      "-s",
-      "4096",
-      "-e",
-      "trace=%file",
-      "-o",
-      trace,
-      BLOCKFERRY,
-      ...command,
-    ]);
-    const calls = readFileSync(trace, "utf8")
-      .split("\n")
-      .filter((line) => !line.includes("execve("));
-    expect(calls.some((line) => line.includes(`"${path}"`))).toBe(true);
-    expect(calls.filter((line) => line.includes(secret))).toEqual([]);
-    // It cannot be served without its backing; looking at it is no trouble.
-    expect(result.status === 0, `${command}: ${result.stderr}`).toBe(command[0] === "image");
-    expect(`${result.stdout}${result.stderr}`.includes(secret)).toBe(command[1] !== "map");
-  }
-});

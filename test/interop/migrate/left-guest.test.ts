@@ -135,10 +135,10 @@ for (const how of ENDS) {
     await scene.endWhileOpening(scene.rig.image("a"), "starting", how);
     await scene.expectStates("postmigrate", "paused");
     await scene.startSource();
+    await scene.a.reached("ready");
     const { migration, next } = await scene.a.status();
     expect(migration).toMatchObject({ owner: "source", guest: { lastError: expect.stringContaining("switchover") } });
-    expect(next).toBeTruthy();
-    await scene.a.reached("ready");
+    expect(next).toBe("blockferry switchover");
     {
       // The line goes in the same place, and comes back.
       await using held = await holdOpening(scene.a, scene.rig.image("a"));
