@@ -9,6 +9,7 @@ import { type AddressInfo, createServer } from "node:net";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { type Listen, NbdProbe } from "./nbd-probe.ts";
+import { warmProgram } from "./prepare.ts";
 import { runTool, ServerProcess, type ServerUsage } from "./process.ts";
 import { SUBJECT } from "./suite.ts";
 
@@ -160,6 +161,7 @@ async function start(peer: NbdPeer, request: ServeRequest, at: { folder: string;
       },
       ready: async () => (await NbdProbe.connect(listen))[Symbol.asyncDispose](),
     });
+    await warmProgram(server.pid);
     return served(server, folder, trace);
   } catch (error) {
     await rm(folder, { recursive: true, force: true });

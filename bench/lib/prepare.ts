@@ -2,7 +2,7 @@
  * Test disks in a known state: allocated and initialized, so that no sample pays for a first touch; in the page cache,
  * or verifiably not; clean, so that no sample pays for another's dirty pages.
  */
-import { type FileHandle, open, rm } from "node:fs/promises";
+import { type FileHandle, open, readFile, rm, stat } from "node:fs/promises";
 import { join } from "node:path";
 import type { Pattern } from "./pattern.ts";
 import { runTool } from "./process.ts";
@@ -44,6 +44,17 @@ export async function warm(path: string, { offset, length }: Range): Promise<voi
     if (bytesRead === 0) throw new Error(`${path} ends at ${offset + done}`);
     done += bytesRead;
   }
+}
+
+/** Reads the files that a process has mapped, so that none of its own code has to come from the disk. */
+export async function warmProgram(pid: number): Promise<void> {
+  for (const path of await mappedFiles(pid)) await warm(path, { offset: 0, length: (await stat(path)).size });
+}
+
+/** Programs and libraries, by absolute paths. */
+export async function mappedFiles(pid: number): Promise<ReadonlySet<string>> {
+  const maps = await readFile(`/proc/${pid}/maps`, "utf8");
+  return new Set(Array.from(maps.matchAll(/ r-xp .*? (\/.*)$/gm), ([, path = ""]) => path));
 }
 
 /**

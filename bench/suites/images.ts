@@ -137,7 +137,7 @@ function readCase({ directory, quick }: SuiteContext, missing: Missing): Prepare
   const whole = { offset: 0, length: SERVED_BYTES };
   const disk: Disk = {
     ...{ path, sizeBytes: SERVED_BYTES, original: PATTERN, directory },
-    ...{ hot: whole, written: whole, besideWritten: [], cached: whole, cold: whole },
+    ...{ hot: whole, hottest: whole, written: whole, besideWritten: [], cached: whole, cold: whole },
   };
   const times: Times = quick ? { rampMs: 200, measureMs: 800 } : { rampMs: 1000, measureMs: 4000 };
   const contender = (peer: NbdPeer): Contender => ({

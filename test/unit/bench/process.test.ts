@@ -1,9 +1,10 @@
-import { lstatSync } from "node:fs";
+import { lstatSync, realpathSync } from "node:fs";
 import { createServer } from "node:net";
 import { join } from "node:path";
 import { describe, expect, test } from "vitest";
 import { busySeconds, cpuFields, foreignCores } from "../../../bench/lib/machine.ts";
 import { NbdProbe } from "../../../bench/lib/nbd-probe.ts";
+import { mappedFiles } from "../../../bench/lib/prepare.ts";
 import { runTool, ServerProcess, temporaryFolder, timesSeconds } from "../../../bench/lib/process.ts";
 
 describe("a tool", () => {
@@ -85,4 +86,10 @@ describe("what /proc says", () => {
     expect(timesSeconds("0m0.00s 0m0.00s\n1m2.50s 0m0.25s\n")).toBe(62.75);
     expect(() => timesSeconds("nothing")).toThrow(/times/);
   });
+});
+
+test("the files of a process are its program and its libraries", async () => {
+  const files = await mappedFiles(process.pid);
+  expect(files).toContain(realpathSync(process.execPath));
+  expect([...files].every((path) => lstatSync(path).isFile())).toBe(true);
 });
