@@ -28,7 +28,7 @@ if (!process.argv.some((argument) => argument.startsWith("--coverage"))) {
   process.env["NODE_COMPILE_CACHE"] ??= join(import.meta.dirname, "node_modules/.cache/compile");
 }
 
-const suite = (name: string, more: { globalSetup?: string; env?: Record<string, string> } = {}) => ({
+const suite = (name: string, more: { globalSetup?: string; env?: Record<string, string>; isolate?: boolean } = {}) => ({
   extends: true as const,
   test: { name, include: [`test/${name}/**/*.test.ts`], ...more },
 });
@@ -38,7 +38,14 @@ const built = { globalSetup: "test/support/build-bundle.ts", env: { BLOCKFERRY_D
 
 export default defineConfig({
   test: {
-    projects: [suite("unit"), suite("sim"), suite("interop", built), suite("faults", built), suite("guest", built)],
+    // Half of what most unit files take is their process: while developing they share some.
+    projects: [
+      suite("unit", { isolate: inCi }),
+      suite("sim"),
+      suite("interop", built),
+      suite("faults", built),
+      suite("guest", built),
+    ],
     reporters: ["default", new SuiteReporter(seed)],
     env: { BLOCKFERRY_SEED: seed },
     pool: "forks",
