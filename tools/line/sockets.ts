@@ -28,7 +28,8 @@ export function adoptSocket(accepted: Socket, readBytes: number, onRead: OnRead)
   const shell = accepted as unknown as WithHandle;
   const handle = shell._handle;
   shell._handle = null;
-  const options = { handle, allowHalfOpen: true, noDelay: true, onread: receiver(readBytes, onRead) };
+  // Not `noDelay` here: for a handle that is there already Node would note that it is set, and never set it.
+  const options = { handle, allowHalfOpen: true, onread: receiver(readBytes, onRead) };
   return shrunk(new Socket(options as unknown as SocketConstructorOpts));
 }
 
