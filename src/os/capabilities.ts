@@ -6,7 +6,7 @@ import { randomUUID } from "node:crypto";
 import { closeSync, ftruncateSync, openSync, statfsSync, unlinkSync, writeSync } from "node:fs";
 import { join } from "node:path";
 import { describe, fileError } from "./file-error.ts";
-import { writesStayInMemory } from "./file-kind.ts";
+import { isLocal } from "./file-kind.ts";
 import { ByteLocks } from "./lock-bytes.ts";
 import { flockFile, LOCK_EX, LOCK_NB } from "./locks.ts";
 import { loadNative, type NativeResult } from "./native.ts";
@@ -140,9 +140,9 @@ function failure(result: number): string | undefined {
 
 /** Two opens of one file, in one process too, must get in each other's way. */
 async function tryByteLocks(calls: NativeCalls, { path, fd, otherFd }: Probed): Promise<string | undefined> {
-  const locks = new ByteLocks(fd, path, calls);
+  const locks = new ByteLocks(fd, path, { calls, local: false });
   const outcome = await locks.lock("exclusive");
-  const others = new ByteLocks(otherFd, path, calls);
+  const others = new ByteLocks(otherFd, path, { calls, local: false });
   const otherOutcome = await others.lock("exclusive");
   await locks.unlock();
   await others.unlock();
@@ -152,7 +152,7 @@ async function tryByteLocks(calls: NativeCalls, { path, fd, otherFd }: Probed): 
 
 async function probeFlock(probed: Probed, calls: NativeCalls | undefined): Promise<Capability> {
   const name = "image locks among ourselves (flock)";
-  const outcome = await flockFile(probed, LOCK_EX | LOCK_NB, calls);
+  const outcome = await flockFile({ ...probed, local: false }, LOCK_EX | LOCK_NB, calls);
   if (outcome === "locked" && calls) return { name, state: "native", detail: "works here" };
   if (outcome === "locked") return { name, state: "fallback", detail: "taken by the program flock (no native calls)" };
   return {
@@ -164,7 +164,7 @@ async function probeFlock(probed: Probed, calls: NativeCalls | undefined): Promi
 
 function probeSynchronousWrites(directory: string): Capability {
   const name = "writes on the event loop's thread";
-  const known = writesStayInMemory("regular", statfsSync(directory).type);
+  const known = isLocal("regular", statfsSync(directory).type);
   if (known) return { name, state: "native", detail: "while little is dirty" };
   const detail = "every write goes through the thread pool (this kind of file system may make a writer wait)";
   return { name, state: "fallback", detail };

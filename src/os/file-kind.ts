@@ -12,7 +12,7 @@ const SYSFS_SECTOR_BYTES = 512;
 
 /**
  * File systems where a write goes to the page cache and no further (linux/magic.h). Elsewhere (FUSE, NFS, …) it may go
- * to a daemon or over the network at once.
+ * to a daemon or over the network at once, and so may a lock.
  */
 const LOCAL_FILE_SYSTEMS: readonly number[] = [
   0xef53, // ext2, ext3, ext4
@@ -39,8 +39,8 @@ export async function fileSystemOf(path: string, kind: FileKind): Promise<number
   return kind === "regular" ? (await promisify(statfs)(path)).type : 0;
 }
 
-/** Whether a write to the file is over once it is in the page cache. */
-export function writesStayInMemory(kind: FileKind, fileSystem: number): boolean {
+/** Whether a write to the file is over once it is in the page cache, and its locks are this kernel's own. */
+export function isLocal(kind: FileKind, fileSystem: number): boolean {
   return kind === "block-device" || LOCAL_FILE_SYSTEMS.includes(fileSystem);
 }
 

@@ -12,7 +12,7 @@ import { InFlight } from "../util/in-flight.ts";
 import { EINVAL, errnoError, fileError, isUnsupported } from "./file-error.ts";
 import { ExtentFinder } from "./file-extents.ts";
 import { readFully, writeFully, writeFullyNow } from "./file-io.ts";
-import { capacityOf, type FileKind, writesStayInMemory } from "./file-kind.ts";
+import { capacityOf, type FileKind, isLocal } from "./file-kind.ts";
 import { ReadPace } from "./file-read-pace.ts";
 import { DataSync } from "./file-sync.ts";
 import { ONCE_BYTES_MIN, OnceWriter } from "./file-write-once.ts";
@@ -85,7 +85,7 @@ export class RealFile implements File {
     this.#writer = writer;
     this.#sizeBytes = opened.sizeBytes;
     this.#readsNow = reader !== undefined;
-    this.#writesNow = writable && writesStayInMemory(kind, opened.fileSystem);
+    this.#writesNow = writable && isLocal(kind, opened.fileSystem);
     this.#extents = calls && kind === "regular" ? new ExtentFinder(calls, fd, path) : undefined;
     this.#writeback = new FileWriteback(fd, { calls, budget });
     this.#sync = new DataSync({ fd, path, writeback: this.#writeback });

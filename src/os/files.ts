@@ -54,7 +54,7 @@ export class RealFiles implements Files {
       const stats = await fstat(fd);
       const kind = kindOf(stats, what);
       // It was there against waiting for the other end of a FIFO only.
-      await this.#calls?.clearStatusFlag(fd, O_NONBLOCK);
+      this.#calls?.clearStatusFlag(fd, O_NONBLOCK);
       const opened: OpenedFile = {
         fd,
         path,

@@ -47,11 +47,14 @@ export class ByteLocks {
   readonly #fd: number;
   readonly #path: string;
   readonly #calls: NativeCalls;
+  readonly #local: boolean;
 
-  constructor(fd: number, path: string, calls: NativeCalls) {
+  /** `local`: the locks are this kernel's own, and asking for them never takes long. */
+  constructor(fd: number, path: string, { calls, local }: { readonly calls: NativeCalls; readonly local: boolean }) {
     this.#fd = fd;
     this.#path = path;
     this.#calls = calls;
+    this.#local = local;
   }
 
   /** "conflict": the locks are held all the same, and to be given back. "unsupported": none are held. */
@@ -95,7 +98,10 @@ export class ByteLocks {
     flock.setInt16(2, SEEK_SET, true);
     flock.setBigInt64(8, BigInt(start), true);
     flock.setBigInt64(16, BigInt(length), true);
-    const result = await this.#calls.fcntl(this.#fd, command, this.#calls.native.addressOf(flock.buffer));
+    const address = this.#calls.native.addressOf(flock.buffer);
+    const result = this.#local
+      ? this.#calls.fcntlNow(this.#fd, command, address)
+      : await this.#calls.fcntl(this.#fd, command, address);
     return { result, type: flock.getInt16(0, true) };
   }
 }

@@ -15,7 +15,7 @@ import { promisify } from "node:util";
 import { FileError, type LockMode } from "../env/files.ts";
 import { realClock } from "./clock.ts";
 import { EAGAIN, errnoError, fileError, isUnsupported } from "./file-error.ts";
-import { type FileKind, NFS } from "./file-kind.ts";
+import { type FileKind, isLocal, NFS } from "./file-kind.ts";
 import { ByteLocks } from "./lock-bytes.ts";
 import { lockHolders } from "./lock-holders.ts";
 import type { NativeCalls } from "./native-calls.ts";
@@ -43,6 +43,8 @@ export interface LockedFile {
 export class ImageLock {
   readonly #file: LockedFile;
   readonly #calls: NativeCalls | undefined;
+  /** The locks are this kernel's own: asking for them does not take long. */
+  readonly #local: boolean;
   readonly #bytes: ByteLocks | undefined;
   #mode: LockMode | undefined;
   #claimFd: number | undefined;
@@ -50,7 +52,8 @@ export class ImageLock {
   constructor(file: LockedFile, calls: NativeCalls | undefined) {
     this.#file = file;
     this.#calls = calls;
-    this.#bytes = calls && new ByteLocks(file.fd, file.path, calls);
+    this.#local = isLocal(file.kind, file.fileSystem);
+    this.#bytes = calls && new ByteLocks(file.fd, file.path, { calls, local: this.#local });
   }
 
   /**
@@ -143,18 +146,18 @@ export class ImageLock {
   }
 
   #flock(operation: number): Promise<Outcome> {
-    return flockFile(this.#file, operation, this.#calls);
+    return flockFile({ ...this.#file, local: this.#local }, operation, this.#calls);
   }
 }
 
 /** flock, by the call, or by the program when there are no native calls. */
 export async function flockFile(
-  { fd, path }: Pick<LockedFile, "fd" | "path">,
+  { fd, path, local }: Pick<LockedFile, "fd" | "path"> & { readonly local: boolean },
   operation: number,
   calls: NativeCalls | undefined,
 ): Promise<Outcome> {
   if (!calls) return flockProgram(fd, operation);
-  const result = await calls.flock(fd, operation);
+  const result = local ? calls.flockNow(fd, operation) : await calls.flock(fd, operation);
   if (result >= 0) return "locked";
   if (result === -EAGAIN) return "conflict";
   if (isUnsupported(-result)) return "unsupported";

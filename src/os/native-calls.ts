@@ -132,15 +132,31 @@ export class NativeCalls {
     return this.#run(this.#fcntl, [fd, command, argument]);
   }
 
+  /** As `fcntl`, on this thread: for what waits neither for a disk nor for a network. */
+  fcntlNow(fd: number, command: number, argument: number): number {
+    return this.#now(this.#fcntl, [fd, command, argument]);
+  }
+
   /** Pass LOCK_NB, or it may keep a thread for ever. */
   flock(fd: number, operation: number): Promise<number> {
     return this.#run(this.#flock, [fd, operation]);
   }
 
+  /** As `flock`, on this thread: with LOCK_NB, on a file system of this host. */
+  flockNow(fd: number, operation: number): number {
+    return this.#now(this.#flock, [fd, operation]);
+  }
+
   /** Takes O_NONBLOCK or another status flag off an open file. */
-  async clearStatusFlag(fd: number, flag: number): Promise<number> {
-    const flags = await this.fcntl(fd, F_GETFL, 0);
-    return flags < 0 ? flags : this.fcntl(fd, F_SETFL, flags & ~flag);
+  clearStatusFlag(fd: number, flag: number): number {
+    const flags = this.fcntlNow(fd, F_GETFL, 0);
+    return flags < 0 ? flags : this.fcntlNow(fd, F_SETFL, flags & ~flag);
+  }
+
+  #now(call: NativeFunction | undefined, args: readonly number[]): number {
+    if (!call) return -ENOSYS;
+    const result = call(...args);
+    return result < 0 ? -this.native.errno() : result;
   }
 
   #run(call: NativeFunction | undefined, args: readonly number[]): Promise<number> {
