@@ -37,6 +37,11 @@ export interface ByteStream {
    * is lost, after `onClose`, so that nobody takes it for room to send more.
    */
   write(bytes: Uint8Array, release?: () => void): void;
+  /**
+   * Absent, or without effect: it cannot be done. From now on the kernel takes hardly more than so many bytes that it has not
+   * sent yet: what is urgent waits behind no more than those and what is on the line.
+   */
+  keepShort?(unsentBytes: number): void;
   /** Stops delivery. Bytes already on their way to `onBytes` may still arrive. */
   pause(): void;
   resume(): void;

@@ -20,7 +20,10 @@ export interface LinkLimits {
   readonly helloTimeoutMs: number;
   /** Connections whose hello is being waited for, on the side that was dialled. */
   readonly hellosMax: number;
-  /** What is handed to the stream before it has taken the rest: what a demand read waits for behind background data. */
+  /**
+   * What is handed to the stream before it has taken the rest, and what the kernel takes before it has sent the rest: what a
+   * demand read waits for behind background data.
+   */
   readonly sendAheadBytes: number;
   /** A PING is sent so long after the last answer. */
   readonly pingEveryMs: number;
@@ -36,7 +39,7 @@ export const DEFAULT_LINK_LIMITS: LinkLimits = {
   channelsMax: 128,
   helloTimeoutMs: 10_000,
   hellosMax: 4,
-  sendAheadBytes: 128 * KIB,
+  sendAheadBytes: 64 * KIB,
   pingEveryMs: 2000,
   silenceMsMax: 11_000,
   closeMsMax: 1000,

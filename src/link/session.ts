@@ -127,6 +127,7 @@ export class Session implements ByteSink, FrameHandler {
       this.#lose(new LinkError("silent", `no hello within ${limits.helloTimeoutMs} ms`));
     });
     this.#started = true;
+    this.#stream.keepShort?.(limits.sendAheadBytes);
     this.#stream.attach(this);
     if (rest.length > 0) this.onBytes(rest);
   }

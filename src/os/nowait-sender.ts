@@ -8,6 +8,9 @@ import { BufferAddresses, loadNative, type Native, type NativeFunction } from ".
 const MSG_DONTWAIT = 0x40;
 /** A lost peer must not raise SIGPIPE. */
 const MSG_NOSIGNAL = 0x4000;
+// <netinet/in.h>, <linux/tcp.h>
+const IPPROTO_TCP = 6;
+const TCP_NOTSENT_LOWAT = 25;
 // <asm-generic/socket.h>
 const SOL_SOCKET = 1;
 const SO_SNDBUF = 7;
@@ -20,6 +23,7 @@ const SO_SNDBUF = 7;
 const UNIX_SEND_BYTES = 512 * 1024;
 
 export class NowaitSender {
+  readonly #native: Native;
   readonly #send: NativeFunction;
   readonly #addresses: BufferAddresses;
   readonly #setsockopt: NativeFunction | undefined;
@@ -28,10 +32,17 @@ export class NowaitSender {
   readonly #sendBytesAddress: number;
 
   private constructor(native: Native, send: NativeFunction) {
+    this.#native = native;
     this.#send = send;
     this.#addresses = new BufferAddresses(native);
     this.#sendBytesAddress = native.addressOf(this.#sendBytes.buffer);
     this.#setsockopt = native.bind("setsockopt", "int", ["int", "int", "int", "uintptr_t", "uint32_t"]);
+  }
+
+  /** Has TCP take no more while so many bytes are not sent. A send buffer grows to MiBs otherwise, all of them first come first served. */
+  limitUnsent(fd: number, bytes: number): void {
+    const value = new Uint32Array(new ArrayBuffer(4)).fill(bytes);
+    this.#setsockopt?.(fd, IPPROTO_TCP, TCP_NOTSENT_LOWAT, this.#native.addressOf(value.buffer), value.byteLength);
   }
 
   /** Undefined without native calls. */

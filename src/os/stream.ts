@@ -101,6 +101,11 @@ export class SocketStream implements ByteStream {
     }
   }
 
+  keepShort(unsentBytes: number): void {
+    const fd = this.#fd;
+    if (fd >= 0) sharedSender?.limitUnsent(fd, unsentBytes);
+  }
+
   pause(): void {
     this.#wantsPause = true;
     this.#socket.pause();
