@@ -28,12 +28,13 @@ export class DiskGuest implements Written {
     if (!Number.isInteger(Math.log2(this.#blocks))) throw new Error("a disk of a power of two of blocks");
   }
 
-  /** Writes, every so often, while `going` says so. Rejects when a write fails. */
-  async writeWhile(probe: NbdProbe, everyMs: number, going: () => boolean): Promise<void> {
-    while (going()) {
+  /** Writes, every so often, until it is stopped: the write that is under way is its last. Rejects when a write fails. */
+  async writeUntil(stop: AbortSignal, probe: NbdProbe, everyMs: number): Promise<void> {
+    while (!stop.aborted) {
       const begunMs = performance.now();
       await this.write(probe);
-      await delay(Math.max(0, everyMs - (performance.now() - begunMs)));
+      const restMs = Math.max(0, everyMs - (performance.now() - begunMs));
+      await delay(restMs, undefined, { signal: stop }).catch(() => undefined);
     }
   }
 

@@ -37,8 +37,8 @@ export async function measureMode(
   const { address, line } = await rig.reach(source);
   if (line === undefined) throw new Error("no line");
   const guest = new DiskGuest(sizeBytes);
-  let going = true;
-  const writing = guest.writeWhile(rig.use(await source.probe(DISK)), EVERY_MS, () => going);
+  const before = new AbortController();
+  const writing = guest.writeUntil(before.signal, rig.use(await source.probe(DISK)), EVERY_MS);
   writing.catch(() => undefined);
   await delay(BEFORE_MS);
 
@@ -46,19 +46,19 @@ export async function measureMode(
   const dest = await rig.dest(address, ["--mode", mode]);
   await dest.reached("ready");
   const there = rig.use(await dest.probe(DISK));
-  going = false;
+  before.abort();
   await writing;
   const stoppedMs = guest.acceptedMs;
   const asked = source.call("switchover", { force: false });
   await guest.firstWrite(there);
   const switchedMs = guest.acceptedMs;
   await asked;
-  going = true;
-  const after = guest.writeWhile(there, EVERY_MS, () => going);
+  const afterwards = new AbortController();
+  const after = guest.writeUntil(afterwards.signal, there, EVERY_MS);
   after.catch(() => undefined);
   await dest.reached("hydrated");
   const releasedMs = performance.now() - startedMs;
-  going = false;
+  afterwards.abort();
   await after;
   await dest.reached("complete");
   const totalMs = performance.now() - startedMs;

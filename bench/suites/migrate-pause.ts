@@ -37,24 +37,31 @@ export async function measurePause(way: PauseWay, options: PauseOptions): Promis
   const { address } = await rig.reach(source);
   const dest = await rig.dest(address);
   const guests = new Map(disks.map((disk) => [disk, new DiskGuest(sizeBytes)]));
-  let going = true;
+  const stop = new AbortController();
   const probes = await probesOf(rig, source);
-  const writing = eachOf(guests, (guest, disk) => guest.writeWhile(probes(disk), EVERY_MS, () => going));
+  const writing = eachOf(guests, (guest, disk) => guest.writeUntil(stop.signal, probes(disk), EVERY_MS));
   // In one of the ways it ends with a write that is never accepted.
   writing.catch(() => undefined);
   await dest.reached("ready");
   await pulled(dest);
   const later = await probesOf(rig, dest);
   if (way === "stopped") {
-    going = false;
+    stop.abort();
     await writing;
   }
   const asked = source.call("switchover", { force: way === "held" });
-  const seen = await eachOf(guests, async (guest, disk) => {
+  const arrive = async (guest: DiskGuest, disk: string): Promise<{ lastMs: number; firstMs: number }> => {
     const lastMs = await guest.firstWrite(later(disk));
     return { lastMs, firstMs: guest.acceptedMs };
-  });
-  going = false;
+  };
+  // All disks come at once. One client that tries is enough to see it: to refuse several would be work for the destination.
+  const [first, ...others] = [...guests].map(
+    ([disk, guest]) =>
+      () =>
+        arrive(guest, disk),
+  );
+  const seen = [await first?.(), ...(await Promise.all(others.map((it) => it())))].filter((it) => it !== undefined);
+  stop.abort();
   const { pauseSeconds, syncSeconds } = await asked;
   const pauseMs = Math.max(...seen.map((it) => it.firstMs)) - Math.max(...seen.map((it) => it.lastMs));
   await dest.reached("complete");

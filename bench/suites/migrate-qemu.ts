@@ -35,8 +35,8 @@ export async function measureMirror({ sizeBytes, distance, pattern }: MoveOption
   const line = await rig.line(`${LOOPBACK}:${port}`);
   if (line?.address.kind !== "tcp") throw new Error("no line");
   const guest = new DiskGuest(sizeBytes);
-  let going = true;
-  const writing = guest.writeWhile(rig.use(await NbdProbe.connect(socketPath, DISK)), EVERY_MS, () => going);
+  const stop = new AbortController();
+  const writing = guest.writeUntil(stop.signal, rig.use(await NbdProbe.connect(socketPath, DISK)), EVERY_MS);
   writing.catch(() => undefined);
 
   const startedMs = performance.now();
@@ -48,7 +48,7 @@ export async function measureMirror({ sizeBytes, distance, pattern }: MoveOption
   const job = { "job-id": "mirror", device: "disk", target: "target", sync: "full", "copy-mode": COPY_MODE };
   await qmp.execute("blockdev-mirror", job);
   await within("ready", ready);
-  going = false;
+  stop.abort();
   await writing;
   const stoppedMs = guest.acceptedMs;
   // Of a job that is ready this is how it ends in order, the target up to date.
