@@ -42,6 +42,8 @@ export interface DestinationDiskParts {
   /** As `PrecopyParts.sync`. */
   readonly sync: () => Promise<boolean>;
   readonly noteWrite: () => Promise<void>;
+  /** What is not for a guest that has just come waits until this resolves. */
+  readonly leisure: Promise<void>;
   readonly onProgress: () => void;
 }
 
@@ -149,14 +151,14 @@ export class DestinationDisk {
     this.#round = { trackingId, landed, clean, source, precopy: source && this.#precopy(source, landed, clean) };
   }
 
-  /** Stops pulling. Resolves when nothing of it can reach the store. */
-  async endRound(): Promise<void> {
+  /** Stops pulling. Resolves when nothing of it can reach the store. `idle`: its session is not closed before. */
+  async endRound(idle?: Promise<void>): Promise<void> {
     const { precopy, source } = this.#round ?? {};
     if (this.#round !== undefined) this.#round = { ...this.#round, precopy: undefined, source: undefined };
     this.#pulledAgainBytes += precopy?.pulledAgainBytes ?? 0;
     // In one turn: from now on it neither stores nor asks, not even on a session of the next round.
     const stopping = precopy?.stop();
-    this.#closeLater(source?.close());
+    this.#closeLater(source && (idle === undefined ? source.close() : idle.then(() => source.close())));
     this.#closeLater(precopy?.ended());
     await stopping;
   }
@@ -179,7 +181,7 @@ export class DestinationDisk {
    * was another one than was granted, and nothing that was pulled counts.
    */
   async publish(granted: Granted): Promise<boolean> {
-    await this.endRound();
+    await this.endRound(this.#parts.leisure);
     const { env, options } = this.#parts;
     const { sizeBytes, clusterBytes, uuid } = this.entry;
     const landed = this.#landedOf(granted);
@@ -214,11 +216,17 @@ export class DestinationDisk {
 
   /** The record says that this host is the owner: the guest may use the disk, and the rest is fetched. */
   activate(wrote: boolean): void {
-    const { env } = this.#parts;
+    const { env, leisure } = this.#parts;
     if (this.#overlay === undefined || this.#sources === undefined) throw new Error("the disk is not prepared");
     const allowed = this.#allowedRate;
     const rate = allowed === undefined ? {} : { rate: allowed };
-    this.#pull = startPull(env, { target: this.#overlay, sources: this.#sources, orders: [this.#heat], ...rate });
+    this.#pull = startPull(env, {
+      target: this.#overlay,
+      sources: this.#sources,
+      orders: [this.#heat],
+      begin: leisure,
+      ...rate,
+    });
     if (this.#paused) this.#pull.hydrator.pause();
     this.guest.activate(this.#pull.guest, wrote);
   }
@@ -333,7 +341,7 @@ export class DestinationDisk {
 
   async #openOverlay(published: boolean, open: (state: MapState) => Promise<OverlayStore>): Promise<void> {
     const { env, bootId } = this.#parts;
-    this.#background = this.#newSource("pull", "stall");
+    this.#background = this.#newSource("pull", "stall", this.#parts.leisure);
     this.#sources = paceSources(env, this.#demand, this.#background);
     const { demand: backing, ahead, background } = this.#sources;
     const path = recordsOf(this.#parts.options);
@@ -351,13 +359,17 @@ export class DestinationDisk {
     });
   }
 
-  #newSource(kind: "read" | "pull", onLoss: "stall" | "eio"): ReconnectingSource {
+  /** `begin`: it does not connect before. */
+  #newSource(kind: "read" | "pull", onLoss: "stall" | "eio", begin?: Promise<void>): ReconnectingSource {
     const { env, connect, lossDeadlineMs } = this.#parts;
     const { clock, random, chaos } = env;
     return new ReconnectingSource({
       ...{ clock, random, chaos, onLoss },
       ...(lossDeadlineMs !== undefined && { lossDeadlineMs }),
-      connect: (signal) => connect(kind, this.name, signal),
+      connect: async (signal) => {
+        await begin;
+        return await connect(kind, this.name, signal);
+      },
       expected: { sizeBytes: this.entry.sizeBytes, identity: "" },
       verify: (session) => this.#verify(session),
     });

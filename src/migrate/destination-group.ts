@@ -4,6 +4,7 @@
  */
 import { blockErrorFrom } from "../cor/errors.ts";
 import { CLUSTER_BYTES_DEFAULT } from "../cor/overlay-files.ts";
+import type { Timer } from "../env/clock.ts";
 import type { Env } from "../env/env.ts";
 import type { HydrationOutcome } from "../stream/hydration-parts.ts";
 import type { SourceSession } from "../stream/source-session.ts";
@@ -33,6 +34,9 @@ import type { FromSource, Verdict } from "./messages.ts";
 export type Welcome = Extract<FromSource, { type: "welcome" }>;
 export type Grant = Extract<FromSource, { type: "grant" }>;
 
+/** When disks have just been taken, whatever is not for their guest waits so long. */
+const GUEST_FIRST_MS = 50;
+
 export interface DestinationHooks {
   /** Opens a session over the link, once the source has welcomed us. */
   readonly session: (kind: "read" | "pull", disk: string, signal: AbortSignal) => Promise<SourceSession>;
@@ -54,6 +58,9 @@ export class DestinationGroup {
   #noting: Promise<void> | undefined;
   #disks: readonly DestinationDisk[] = [];
   #paused = false;
+  readonly #leisure = Promise.withResolvers<void>();
+  /** Until then, once it is known. */
+  #guestFirst: Timer | undefined;
   /** The source cannot be read before it has given the disks away. */
   #late = false;
 
@@ -100,6 +107,11 @@ export class DestinationGroup {
   get restBytes(): number {
     if (this.#late) return 0;
     return this.#disks.reduce((sum, disk) => sum + disk.restBytes, 0);
+  }
+
+  /** Resolves when the guest of disks that were just taken has had its start. */
+  get leisure(): Promise<void> {
+    return this.#leisure.promise;
   }
 
   /** After a restart as the owner. */
@@ -188,6 +200,7 @@ export class DestinationGroup {
   /** Guests may use the disks, and the rest is fetched. */
   goLive(wrote: boolean): void {
     for (const disk of this.#disks) disk.activate(wrote);
+    this.#guestFirst = this.#env.clock.setTimer(GUEST_FIRST_MS, this.#leisure.resolve);
     if (this.#record.state === "COMPLETE") return;
     const pulls = this.#disks.flatMap(({ pull }) => pull ?? []);
     void Promise.all(pulls.map(({ hydrator }) => hydrator.whenDone())).then((all) => this.#hooks.onHydrated(all));
@@ -225,6 +238,8 @@ export class DestinationGroup {
 
   async close(): Promise<void> {
     const disks = this.#disks;
+    this.#guestFirst?.cancel();
+    this.#leisure.resolve();
     await Promise.all(disks.map((disk) => disk.close()));
     await this.#noting?.catch(() => undefined);
   }
@@ -256,7 +271,7 @@ export class DestinationGroup {
     const { session: connect, sync, onProgress } = this.#hooks;
     const disk = new DestinationDisk({
       ...{ env, options, entry, bootId, earlyReads, onSourceLoss, lossDeadlineMs, rate, log },
-      ...{ connect, sync, onProgress, noteWrite: () => this.#noteWrite() },
+      ...{ connect, sync, onProgress, noteWrite: () => this.#noteWrite(), leisure: this.leisure },
     });
     if (this.#paused) disk.pause();
     return disk;

@@ -61,6 +61,7 @@ export class DestinationHandover {
     this.#group.goLive(false);
     this.#phases.advance("active");
     port.send({ type: "active", term: grant.term, syncMs });
+    await this.#group.leisure;
     await this.#group.writeOwners();
   }
 

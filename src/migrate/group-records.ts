@@ -10,6 +10,7 @@
 import { join } from "node:path";
 import * as z from "zod";
 import type { Env } from "../env/env.ts";
+import { FileError } from "../env/files.ts";
 import { DISKS_MAX, DiskName, ID, Term } from "./owner-record.ts";
 import { readRecord, removeRecord, writeRecord } from "./record-file.ts";
 
@@ -69,7 +70,9 @@ export function writeDestination(
 }
 
 export async function removeDestination(env: Pick<Env, "files">, stateDirectory: string): Promise<void> {
-  await noteWritten(env, stateDirectory);
+  const note = unwrittenPath(stateDirectory);
+  if (await env.files.exists(note)) await env.files.unlink(note);
+  await env.files.syncDirectory(stateDirectory);
   await removeRecord(env, destinationRecordPath(stateDirectory));
 }
 
@@ -88,8 +91,12 @@ export async function noteUnwritten({ files }: Pick<Env, "files">, stateDirector
 
 /** Nobody can say that any more, durably. Idempotent. */
 export async function noteWritten({ files }: Pick<Env, "files">, stateDirectory: string): Promise<void> {
-  const path = unwrittenPath(stateDirectory);
-  if (await files.exists(path)) await files.unlink(path);
+  try {
+    // It is there as a rule, and a guest waits: nobody looks first.
+    await files.unlink(unwrittenPath(stateDirectory));
+  } catch (error) {
+    if (!(error instanceof FileError && error.code === "ENOENT")) throw error;
+  }
   await files.syncDirectory(stateDirectory);
 }
 

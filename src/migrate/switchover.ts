@@ -67,9 +67,13 @@ export async function switchOver(source: Switching, { confirm }: SwitchoverOptio
   source.syncMs = 0;
   // Terms are not used twice, and fences of two switchovers would not go together.
   if (!(await source.records.settle())) throw unsettledError();
+  let granting: Promise<GrantedDisks>;
   try {
     await prepare(source, port);
     await freeze(source, port);
+    granting = describe(source);
+    // It may be nobody's when it fails.
+    granting.catch(() => undefined);
     await confirm?.();
     checkOnCourse(source, port);
   } catch (error) {
@@ -77,9 +81,6 @@ export async function switchOver(source: Switching, { confirm }: SwitchoverOptio
     throw error;
   }
   const term = source.term + 1;
-  const granting = describe(source);
-  // It may be nobody's when it fails.
-  granting.catch(() => undefined);
   const fenced = syncing(source, () => fence(source, port, term));
   if (source.env.chaos.on("migrate/grant-before-fence")) await grant(source, port, { term });
   await fenced;

@@ -54,6 +54,8 @@ export interface HydratorOptions {
   readonly pace?: Pace;
   readonly windowUnits?: number;
   readonly fetchUnitBytes?: number;
+  /** It does nothing before this resolves; must not reject. Absent: it begins at once. */
+  readonly begin?: Promise<void>;
   /** What comes before everything else, the first one first. */
   readonly orders?: readonly Order[];
   /** Somebody else is bringing the range: the cluster behind which to go on. */

@@ -65,7 +65,6 @@ export class Hydrator implements AsyncDisposable {
   #error: unknown;
   #disposing: Promise<void> | undefined;
 
-  /** Starts at once. */
   constructor(options: HydratorOptions) {
     this.#options = options;
     this.#target = options.target;
@@ -172,7 +171,9 @@ export class Hydrator implements AsyncDisposable {
   }
 
   async #run(): Promise<void> {
+    const { begin } = this.#options;
     try {
+      if (begin !== undefined) await Promise.race([begin, this.#outcome.promise]);
       while (!this.#ended) {
         await this.#onePass();
         if (this.#ended) return;

@@ -53,6 +53,8 @@ export interface PullOptions {
   /** Bytes of a fixed window; undefined: it follows the path. */
   readonly windowBytes?: number;
   readonly orders?: readonly Order[];
+  /** Hydration does not begin before this resolves. */
+  readonly begin?: Promise<void>;
   /** Told of each read of a guest until everything is local. */
   readonly onRead?: (offset: number, length: number, missing: boolean) => void;
 }
@@ -64,9 +66,9 @@ export interface Pull {
   readonly readAhead: ReadAhead;
 }
 
-/** Hydration begins at once. To be closed by closing the hydrator; the target later. */
+/** To be closed by closing the hydrator; the target later. */
 export function startPull({ clock, chaos }: PullEnv, options: PullOptions): Pull {
-  const { target, sources, rate, windowBytes, orders, onRead } = options;
+  const { target, sources, rate, windowBytes, orders, begin, onRead } = options;
   const { window, demand, background } = sources;
   if (windowBytes !== undefined) window.fix(windowBytes);
   const demandReads = (): number => demand.underWay;
@@ -84,6 +86,7 @@ export function startPull({ clock, chaos }: PullEnv, options: PullOptions): Pull
     avoid: (range) => readAhead.avoid(range),
     ...(rate !== undefined && { rate }),
     ...(orders !== undefined && { orders }),
+    ...(begin !== undefined && { begin }),
   });
   hydrator.onState((state) => {
     if (state === "complete") guest.stopWatching();

@@ -99,6 +99,8 @@ class RigTarget implements HydrationTarget {
 class RigSource implements HydrationSource {
   state: SourceState = "connected";
   onClose: () => void = () => {};
+  /** Times that extents were asked for. */
+  asked = 0;
   readonly #zeroFromBytes: number;
   readonly #listeners = new Set<(state: SourceState) => void>();
 
@@ -117,6 +119,7 @@ class RigSource implements HydrationSource {
   }
 
   async extents(offset: number, length: number): Promise<Extent[]> {
+    this.asked += 1;
     const data = Math.min(length, Math.max(0, this.#zeroFromBytes - offset));
     const list: Extent[] = [];
     if (data > 0) list.push({ length: data, hole: false, zero: false });
@@ -138,6 +141,7 @@ interface RigOptions {
   readonly rate?: number;
   readonly orders?: readonly Order[];
   readonly avoid?: (range: ClusterRange) => number | undefined;
+  readonly begin?: Promise<void>;
 }
 
 export function begin({ clusters, zeroFrom = clusters, ...options }: RigOptions) {

@@ -43,6 +43,19 @@ test("an operator's pause lets what is under way finish and starts nothing; resu
   await rig.close();
 });
 
+test("it does nothing before it may begin, and can be closed meanwhile", async () => {
+  const leisure = Promise.withResolvers<void>();
+  const rig = begin({ clusters: 20, begin: leisure.promise });
+  await rig.scheduler.runFor(60_000);
+  expect([rig.target.fetched, rig.source.asked]).toEqual([[], 0]);
+  leisure.resolve();
+  expect((await rig.scheduler.complete(rig.hydrator.whenDone())).state).toBe("complete");
+  await rig.close();
+  const closed = begin({ clusters: 20, begin: new Promise(() => undefined) });
+  await closed.close();
+  expect([closed.target.fetched, closed.source.asked]).toEqual([[], 0]);
+});
+
 test("a source that is away shows as disconnected, not as paused, and hydration goes on when it is back", async () => {
   const rig = begin({ clusters: 400 });
   await rig.scheduler.runFor(25);
