@@ -9,10 +9,11 @@ import type { BenchCase, Suite, SuiteContext } from "./lib/suite.ts";
 import { imagesSuite } from "./suites/images.ts";
 import { migrateSuite } from "./suites/migrate.ts";
 import { nbdSuite } from "./suites/nbd.ts";
+import { sparseSuite } from "./suites/sparse.ts";
 import { streamSuite } from "./suites/stream.ts";
 import { wanSuite } from "./suites/wan.ts";
 
-const SUITES: readonly Suite[] = [nbdSuite, streamSuite, wanSuite, migrateSuite, imagesSuite];
+const SUITES: readonly Suite[] = [nbdSuite, streamSuite, sparseSuite, wanSuite, migrateSuite, imagesSuite];
 
 const EXIT_FAILED = 1;
 const EXIT_NOT_REACHED = 2;

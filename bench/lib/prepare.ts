@@ -51,10 +51,15 @@ export async function warmProgram(pid: number): Promise<void> {
   for (const path of await mappedFiles(pid)) await warm(path, { offset: 0, length: (await stat(path)).size });
 }
 
-/** Programs and libraries, by absolute paths. */
+/** Programs and libraries, by absolute paths, but for those that were replaced meanwhile. */
 export async function mappedFiles(pid: number): Promise<ReadonlySet<string>> {
   const maps = await readFile(`/proc/${pid}/maps`, "utf8");
-  return new Set(Array.from(maps.matchAll(/ r-xp .*? (\/.*)$/gm), ([, path = ""]) => path));
+  return new Set(Array.from(maps.matchAll(/ r-xp .*? (\/.*)$/gm), ([, path = ""]) => path).filter(isThere));
+}
+
+/** What has been replaced since it was mapped has no name any more. */
+function isThere(path: string): boolean {
+  return !path.endsWith(" (deleted)");
 }
 
 /**

@@ -25,6 +25,7 @@ import { checkGrain, GrainSet } from "./grain-set.ts";
 import type { DestinationDiskEntry } from "./group-records.ts";
 import { idBytes } from "./ids.ts";
 import { type HeatMessage, LateOrder } from "./late-order.ts";
+import type { FromSource } from "./messages.ts";
 import { Precopy } from "./precopy.ts";
 
 export interface DestinationDiskParts {
@@ -47,14 +48,9 @@ export interface DestinationDiskParts {
   readonly onProgress: () => void;
 }
 
+type Grant = Extract<FromSource, { type: "grant" }>;
 /** What a grant says of a disk. */
-export interface Granted {
-  readonly trackingId: string;
-  readonly term: number;
-  readonly count: number;
-  readonly checksum: number;
-  readonly identity: string;
-}
+export type Granted = Omit<Grant["disks"][number], "name"> & Pick<Grant, "trackingId" | "term">;
 
 /** A disk while its guest is elsewhere. */
 interface Round {
@@ -84,6 +80,8 @@ export class DestinationDisk {
   #overlay: Overlay | undefined;
   #pull: Pull | undefined;
   #pulledAgainBytes = 0;
+  /** Of the session of the last round. */
+  #roundClosed: Promise<unknown> | undefined;
 
   constructor(parts: DestinationDiskParts) {
     this.#parts = parts;
@@ -156,9 +154,10 @@ export class DestinationDisk {
     const { precopy, source } = this.#round ?? {};
     if (this.#round !== undefined) this.#round = { ...this.#round, precopy: undefined, source: undefined };
     this.#pulledAgainBytes += precopy?.pulledAgainBytes ?? 0;
-    // In one turn: from now on it neither stores nor asks, not even on a session of the next round.
+    // In one turn: from now on it does not store, and unless its session is left for later, it does not ask either.
     const stopping = precopy?.stop();
-    this.#closeLater(source && (idle === undefined ? source.close() : idle.then(() => source.close())));
+    this.#roundClosed = source && (idle === undefined ? source.close() : idle.then(() => source.close()));
+    this.#closeLater(this.#roundClosed);
     this.#closeLater(precopy?.ended());
     await stopping;
   }
@@ -236,9 +235,14 @@ export class DestinationDisk {
     this.#heat.learn(heat, this.entry);
   }
 
+  /** Nothing will be fetched in the background: it is not to come between the sessions of another round. */
+  endBackground(): void {
+    this.#closeLater(this.#background?.close());
+  }
+
   /** Everything is here: the source's sessions are not needed any more. */
   letSourceGo(): void {
-    this.#closeLater(this.#background?.close());
+    this.endBackground();
     this.#closeLater(this.#demand.close());
   }
 
@@ -341,7 +345,9 @@ export class DestinationDisk {
 
   async #openOverlay(published: boolean, open: (state: MapState) => Promise<OverlayStore>): Promise<void> {
     const { env, bootId } = this.#parts;
-    this.#background = this.#newSource("pull", "stall", this.#parts.leisure);
+    // Two sessions at a time would share what the link has of windows, and each keeps its share.
+    const begin = this.#parts.leisure.then(() => this.#roundClosed).catch(() => undefined);
+    this.#background = this.#newSource("pull", "stall", begin);
     this.#sources = paceSources(env, this.#demand, this.#background);
     const { demand: backing, ahead, background } = this.#sources;
     const path = recordsOf(this.#parts.options);
@@ -360,7 +366,7 @@ export class DestinationDisk {
   }
 
   /** `begin`: it does not connect before. */
-  #newSource(kind: "read" | "pull", onLoss: "stall" | "eio", begin?: Promise<void>): ReconnectingSource {
+  #newSource(kind: "read" | "pull", onLoss: "stall" | "eio", begin?: Promise<unknown>): ReconnectingSource {
     const { env, connect, lossDeadlineMs } = this.#parts;
     const { clock, random, chaos } = env;
     return new ReconnectingSource({

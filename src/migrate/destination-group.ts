@@ -185,7 +185,15 @@ export class DestinationGroup {
     return { fresh, syncMs: publishedMs - startMs + clock.nowMs() - openMs };
   }
 
+  /** Hydration follows it from its next unit on. Rejects with `MigrationProtocolError`; then the order stays as it is. */
+  async learnHeat(heat: Extract<FromSource, { type: "heat" }>): Promise<void> {
+    this.#disks.find(({ name }) => name === heat.disk)?.learnHeat(heat);
+  }
+
   async decline(term: number): Promise<void> {
+    // No guest comes: what waited for it, the end of old sessions too, waits for nothing.
+    this.#leisure.resolve();
+    for (const disk of this.#disks) disk.endBackground();
     await this.#write({ state: "DECLINED", term });
   }
 

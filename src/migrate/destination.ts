@@ -133,9 +133,8 @@ export class DestinationMigration implements AsyncDisposable {
   async exports(): Promise<readonly DestinationExport[]> {
     while (this.#group.disks.length === 0) {
       if (this.#closing !== undefined) throw endingError("destination");
-      if (this.#phases.is("failed")) {
+      if (this.#phases.is("failed"))
         throw new MigrationError("peer", this.#phases.lastError ?? "it has failed", "see the log");
-      }
       if (this.#phases.is("returning", "cancelled")) {
         throw new MigrationError("cancelled", "the disks go back to the source", "begin a new migration");
       }
@@ -227,6 +226,9 @@ export class DestinationMigration implements AsyncDisposable {
       case "prepare":
         this.#later(this.#prepare(port, message.id));
         break;
+      case "heat":
+        this.#later(this.#group.learnHeat(message));
+        break;
       case "cannot":
         this.#refusals[message.what] += 1;
         this.#refusals.reason = message.reason;
@@ -256,8 +258,6 @@ export class DestinationMigration implements AsyncDisposable {
         return this.#onRefused(message.reason);
       case "released":
         return this.#onReleased(message.term);
-      case "heat":
-        return this.#group.disks.find(({ name }) => name === message.disk)?.learnHeat(message);
       default:
         return;
     }

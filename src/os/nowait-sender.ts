@@ -23,26 +23,28 @@ const SO_SNDBUF = 7;
 const UNIX_SEND_BYTES = 512 * 1024;
 
 export class NowaitSender {
-  readonly #native: Native;
   readonly #send: NativeFunction;
   readonly #addresses: BufferAddresses;
   readonly #setsockopt: NativeFunction | undefined;
   /** Outside the heap, and kept, since the kernel gets its address. */
   readonly #sendBytes = new Uint32Array(new ArrayBuffer(4)).fill(UNIX_SEND_BYTES);
   readonly #sendBytesAddress: number;
+  /** The same, of `limitUnsent`. */
+  readonly #unsentBytes = new Uint32Array(new ArrayBuffer(4));
+  readonly #unsentBytesAddress: number;
 
   private constructor(native: Native, send: NativeFunction) {
-    this.#native = native;
     this.#send = send;
     this.#addresses = new BufferAddresses(native);
     this.#sendBytesAddress = native.addressOf(this.#sendBytes.buffer);
+    this.#unsentBytesAddress = native.addressOf(this.#unsentBytes.buffer);
     this.#setsockopt = native.bind("setsockopt", "int", ["int", "int", "int", "uintptr_t", "uint32_t"]);
   }
 
   /** Has TCP take no more while so many bytes are not sent. A send buffer grows to MiBs otherwise, all of them first come first served. */
   limitUnsent(fd: number, bytes: number): void {
-    const value = new Uint32Array(new ArrayBuffer(4)).fill(bytes);
-    this.#setsockopt?.(fd, IPPROTO_TCP, TCP_NOTSENT_LOWAT, this.#native.addressOf(value.buffer), value.byteLength);
+    const { byteLength } = this.#unsentBytes.fill(bytes);
+    this.#setsockopt?.(fd, IPPROTO_TCP, TCP_NOTSENT_LOWAT, this.#unsentBytesAddress, byteLength);
   }
 
   /** Undefined without native calls. */

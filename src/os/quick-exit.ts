@@ -28,31 +28,32 @@ interface WithReallyExit {
 export function exitQuickly(): void {
   const node = process as unknown as WithReallyExit;
   const nodesOwn = node.reallyExit.bind(process);
-  const nonBlocking = new Map(STANDARD_STREAMS.map((fd) => [fd, nonBlockingOf(fd)] as const));
+  // Only those: one that was found otherwise may have been made so by a neighbour, who will give it back.
+  const blocking = STANDARD_STREAMS.filter((fd) => flagsOf(fd)?.nonBlocking === false);
   node.reallyExit = (code) => {
     const native = loadedNative();
     const exit = native?.bind("_exit", "int", ["int"]);
     if (native !== undefined && exit !== undefined) {
       flushCompileCache();
-      for (const [fd, before] of nonBlocking) if (before !== undefined) setNonBlocking(native, fd, before);
+      for (const fd of blocking) setBlocking(native, fd);
       exit(code);
     }
     nodesOwn(code);
   };
 }
 
-/** 0 or `O_NONBLOCK`; undefined: it is not open, or cannot be asked. */
-function nonBlockingOf(fd: number): number | undefined {
+/** Undefined: it is not open, or cannot be asked. */
+function flagsOf(fd: number): { readonly nonBlocking: boolean } | undefined {
   try {
-    const [, flags = ""] = /^flags:\s*([0-7]+)$/m.exec(readFileSync(`/proc/self/fdinfo/${fd}`, "latin1")) ?? [];
-    return flags === "" ? undefined : Number.parseInt(flags, 8) & O_NONBLOCK;
+    const [, flags] = /^flags:\s*([0-7]+)$/m.exec(readFileSync(`/proc/self/fdinfo/${fd}`, "latin1")) ?? [];
+    return flags === undefined ? undefined : { nonBlocking: (Number.parseInt(flags, 8) & O_NONBLOCK) !== 0 };
   } catch {
     return undefined;
   }
 }
 
-function setNonBlocking(native: Native, fd: number, wanted: number): void {
+function setBlocking(native: Native, fd: number): void {
   const fcntl = native.bind("fcntl", "int", ["int", "int", "uintptr_t"]);
   const flags = fcntl?.(fd, F_GETFL, 0) ?? -1;
-  if (flags !== -1 && (flags & O_NONBLOCK) !== wanted) fcntl?.(fd, F_SETFL, (flags & ~O_NONBLOCK) | wanted);
+  if (flags !== -1 && (flags & O_NONBLOCK) !== 0) fcntl?.(fd, F_SETFL, flags & ~O_NONBLOCK);
 }

@@ -1,6 +1,7 @@
 /** How a link behaves, against a peer that is played by hand. */
 import { describe, expect, test } from "vitest";
 import { LinkError } from "../../../src/link/errors.ts";
+import { streamPair } from "../../support/stream-pair.ts";
 import {
   CLOSE,
   CREDIT,
@@ -21,6 +22,15 @@ import {
   rig,
   settle,
 } from "./raw-peer.ts";
+
+test("of a connection that becomes a link, the kernel is to hold no more unsent than is kept ready for it", async () => {
+  const { link } = rig({ limits: { sendAheadBytes: 4096 } });
+  const { server } = streamPair();
+  const kept: number[] = [];
+  link.attach(Object.assign(server, { keepShort: (bytes: number) => kept.push(bytes) })).catch(() => {});
+  await settle();
+  expect(kept).toEqual([4096]);
+});
 
 describe("a channel", () => {
   test("is announced with its kind and label, and sends nothing before it is granted room", async () => {
