@@ -144,9 +144,10 @@ export class QedSession implements TableSession {
   /** Drops everything, writing nothing; resolves when nobody changes header or tables any more. */
   async retire(): Promise<void> {
     this.#stopTimer();
-    await Promise.all([this.guard.retire(), this.#clearing]);
-    // One who was inside may have set it again.
+    await this.guard.retire();
+    // One who was inside may have set it again, and it may have gone off.
     this.#stopTimer();
+    await this.#clearing;
   }
 
   /** Drops the name of the backing, and gives back what was reserved. Durable when resolved; may be repeated. */
