@@ -36,6 +36,8 @@ export class SocketStream implements ByteStream {
   /** One entry per write, in order; undefined when it was released during the call. */
   #releases: ((() => void) | undefined)[] = [];
   #mustDrain = false;
+  /** Of a stream that is lost and not closed yet. */
+  #lostBytes = 0;
   #error: Error | undefined;
   /** The peer has finished sending, and whether the sink was told. */
   #ended = false;
@@ -72,7 +74,7 @@ export class SocketStream implements ByteStream {
   }
 
   get pendingBytes(): number {
-    return this.#socket.writableLength;
+    return this.#socket.writableLength + this.#lostBytes;
   }
 
   attach(sink: ByteSink): void {
@@ -85,6 +87,10 @@ export class SocketStream implements ByteStream {
   }
 
   write(bytes: Uint8Array, release?: () => void): void {
+    if (this.#isLost) {
+      this.#keepUntilClosed(bytes.length, release);
+      return;
+    }
     const taken = this.#sendNow(bytes);
     if (taken === bytes.length) {
       release?.();
@@ -92,7 +98,8 @@ export class SocketStream implements ByteStream {
     }
     const socket = this.#socket;
     socket.write(taken === 0 ? bytes : bytes.subarray(taken), this.#onWritten);
-    if (socket.writableLength === 0) {
+    if (this.#isLost) this.#keepUntilClosed(bytes.length, release);
+    else if (socket.writableLength === 0) {
       this.#releases.push(undefined);
       release?.();
     } else {
@@ -154,6 +161,21 @@ export class SocketStream implements ByteStream {
     return !this.#wantsPause;
   }
 
+  /** Node drops what is written to it from now on, at once, and tells so only when the event loop comes round. */
+  get #isLost(): boolean {
+    return this.#socket.destroyed || this.#socket.errored !== null;
+  }
+
+  /** Were it released now, a lost stream would look like one that takes everything: a reader of a disk would never stop. */
+  #keepUntilClosed(byteLength: number, release: (() => void) | undefined): void {
+    if (this.#closed) {
+      release?.();
+      return;
+    }
+    this.#lostBytes += byteLength;
+    this.#releases.push(release);
+  }
+
   /** How many of `bytes` the kernel took at once. */
   #sendNow(bytes: Uint8Array): number {
     const socket = this.#socket;
@@ -193,6 +215,7 @@ export class SocketStream implements ByteStream {
 
   readonly #onClose = (): void => {
     this.#closed = true;
+    this.#lostBytes = 0;
     this.#sink?.onClose(this.#error);
     for (const release of this.#releases.splice(0)) release?.();
   };

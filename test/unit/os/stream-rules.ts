@@ -265,6 +265,19 @@ export function describeStreams(how: string): void {
         dialled.end();
       });
 
+      test("lost, it has no room until it is closed: who waits for room does not go on as if all were taken", async () => {
+        const { dialled } = await pairOf(family);
+        const sink = new NotingSink();
+        dialled.attach(sink);
+        dialled.destroy();
+        let releases = 0;
+        for (let i = 0; i < 50; i++) dialled.write(Buffer.alloc(MIB), () => void releases++);
+        expect([releases, dialled.pendingBytes, sink.told]).toEqual([0, 50 * MIB, []]);
+        await sink.close.promise;
+        await turn();
+        expect([releases, dialled.pendingBytes]).toEqual([50, 0]);
+      });
+
       test("whoever attaches after the close is told of it", async () => {
         const { dialled } = await pairOf(family);
         const [first, second] = [new NotingSink(), new NotingSink()];
