@@ -21,6 +21,7 @@ export async function dial(address: Address, signal?: AbortSignal): Promise<Byte
     throw dialError(address, cause);
   }
   if (address.kind === "unix") stream.widenUnix();
+  else stream.widenReceive();
   return stream;
 }
 

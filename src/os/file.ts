@@ -231,9 +231,11 @@ export class RealFile implements File {
 
   async dataSync(): Promise<void> {
     this.#enter();
+    const release = this.#onceWriter?.hold();
     try {
       await this.#sync.run();
     } finally {
+      release?.();
       this.#inFlight.leave();
     }
   }

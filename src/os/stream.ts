@@ -15,6 +15,7 @@ import { Socket, type SocketConstructorOpts } from "node:net";
 import type { TLSSocket } from "node:tls";
 import type { ByteSink, ByteStream } from "../env/links.ts";
 import { NowaitSender } from "./nowait-sender.ts";
+import { SocketOptions } from "./socket-options.ts";
 
 /** Fits the level-two cache together with a reply buffer; larger ones were not faster. */
 const RECEIVE_BUFFER_BYTES = 256 * 1024;
@@ -28,6 +29,7 @@ interface SocketWithHandle {
 
 /** Made with the first stream; null: there are no native calls. */
 let sharedSender: NowaitSender | null | undefined;
+let sharedOptions: SocketOptions | null | undefined;
 
 export class SocketStream implements ByteStream {
   readonly peer: string;
@@ -64,6 +66,7 @@ export class SocketStream implements ByteStream {
     this.#socket = socket;
     this.peer = peer;
     sharedSender ??= NowaitSender.create() ?? null;
+    sharedOptions ??= SocketOptions.create() ?? null;
     this.#sender = sharedSender ?? undefined;
     socket.setNoDelay(true);
     socket.setKeepAlive(true, KEEP_ALIVE_AFTER_MS);
@@ -110,7 +113,7 @@ export class SocketStream implements ByteStream {
 
   keepShort(unsentBytes: number): void {
     const fd = this.#fd;
-    if (fd >= 0) sharedSender?.limitUnsent(fd, unsentBytes);
+    if (fd >= 0) sharedOptions?.limitUnsent(fd, unsentBytes);
   }
 
   pause(): void {
@@ -144,10 +147,16 @@ export class SocketStream implements ByteStream {
     return socket;
   }
 
-  /** @internal For a connected unix socket: see `NowaitSender.widenUnix`. */
+  /** @internal For a connected unix socket: see `SocketOptions.widenUnix`. */
   widenUnix(): void {
     const fd = this.#fd;
-    if (fd >= 0) this.#sender?.widenUnix(fd);
+    if (fd >= 0) sharedOptions?.widenUnix(fd);
+  }
+
+  /** @internal For a connected TCP socket that much is to come from: see `SocketOptions.widenReceive`. */
+  widenReceive(): void {
+    const fd = this.#fd;
+    if (fd >= 0) sharedOptions?.widenReceive(fd);
   }
 
   /** @internal Where the next bytes go. */

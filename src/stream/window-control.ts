@@ -12,7 +12,7 @@
  * so that the queue takes `TARGET`. Phases: `start` doubles each round, until that brings no more. `steady` scales.
  * `probe` lowers the window, for a round, below what fills the path: its queue drains, and `minRtt` is seen as it is. A
  * probe that finds much less than was known has not drained all of the queue, and one that finds much more may have met a
- * hiccup: another one follows.
+ * hiccup: another one follows. Beside `TARGET` a short `minRtt` need not be known better: no probes, unless cuts are in vain.
  *
  * A window that nobody waits for says nothing about the path: it stays.
  */
@@ -31,6 +31,8 @@ const PROBE_PART = 0.75;
 /** A probe that finds less, or more, of what was known than these parts is followed by another one. */
 const PROBE_SURPRISE = { lower: 0.9, higher: 1.25 };
 const PROBES_MAX = 8;
+/** Of the target, that a round trip is short beside. */
+const SHORT_PART = 1 / 4;
 /** A probe of more round trips, and this besides, has drained a long queue: the path has become slower. */
 const DRAIN = { rtts: 3, ms: 32 };
 /** Of what came while it drained, which may not have filled the path to the end. */
@@ -253,8 +255,7 @@ export class WindowControl {
     if (wanted < LONG_QUEUE) {
       this.#resize(Math.min(this.#windowBytes, this.#peakBytes * Math.max(LEAST_AT_ONCE, wanted)));
     }
-    const due = this.#phase === "steady" && nowMs - this.#probedMs >= PROBE_EVERY_MS;
-    if (due) this.#beginProbe(nowMs, undefined);
+    if (this.#phase === "steady" && this.#isProbeDue(nowMs)) this.#beginProbe(nowMs, undefined);
     else this.#begin(this.#phase, nowMs);
   }
 
@@ -267,7 +268,8 @@ export class WindowControl {
     if (queued || this.#full.flatRounds >= FLAT_ROUNDS_MAX || this.#windowBytes === WINDOW_BYTES_MAX) {
       // How long the queue is by now nobody knows; what the path delivers is known.
       this.#resize(rate * (this.#minRtt.ms + this.#targetMs));
-      this.#beginProbe(nowMs, this.#minRtt.ms + this.#targetMs);
+      if (this.#isShort) this.#begin("steady", nowMs);
+      else this.#beginProbe(nowMs, this.#minRtt.ms + this.#targetMs);
       return;
     }
     this.#resize(this.#windowBytes * 2);
@@ -276,7 +278,7 @@ export class WindowControl {
 
   #endSteadyRound(nowMs: number, standingMs: number): void {
     this.#fitUnit();
-    if (nowMs - this.#probedMs >= PROBE_EVERY_MS || this.#wasCutInVain(standingMs)) {
+    if (this.#isProbeDue(nowMs) || this.#wasCutInVain(standingMs)) {
       this.#beginProbe(nowMs, standingMs);
       return;
     }
@@ -292,7 +294,7 @@ export class WindowControl {
     if (wanted < LONG_QUEUE) this.#resize(before * Math.max(LEAST_AT_ONCE, wanted));
     else {
       const floor = Math.min(before, FLOOR_PART * this.#rate.bytesPerMs * standingMs);
-      this.#resize(Math.max(floor, before * limited(factor)));
+      this.#resize(Math.max(floor, before * Math.min(CHANGE.most, Math.max(CHANGE.least, factor))));
     }
     const longer = this.#cut !== undefined && standingMs > this.#cut.standingMs / VAIN_PART;
     if (this.#windowBytes >= before) this.#cut = undefined;
@@ -313,6 +315,14 @@ export class WindowControl {
     if (this.#cut === undefined || this.#windowBytes > VAIN_CUT * this.#cut.windowBytes) return false;
     const ratio = standingMs / this.#cut.standingMs;
     return ratio > VAIN_PART && ratio < 1 / VAIN_PART;
+  }
+
+  #isProbeDue(nowMs: number): boolean {
+    return !this.#isShort && nowMs - this.#probedMs >= PROBE_EVERY_MS;
+  }
+
+  get #isShort(): boolean {
+    return this.#minRtt.ms < SHORT_PART * this.#targetMs;
   }
 
   /** `standingMs` undefined: the window is not used, and stays. */
@@ -387,8 +397,4 @@ export class WindowControl {
     this.#rounds += 1;
     this.#round = newRound(nowMs);
   }
-}
-
-function limited(factor: number): number {
-  return Math.min(CHANGE.most, Math.max(CHANGE.least, factor));
 }

@@ -56,6 +56,17 @@ for (const { rttMs, least } of [
   });
 }
 
+test("a path with short round trips is never emptied to look how short they are", async () => {
+  const { scheduler, path, control } = begin({ rttMs: 0.2, bytesPerMs: 8 * GIGABIT });
+  await scheduler.runFor(1000);
+  let least = Infinity;
+  for (let step = 0; step < 300; step++) {
+    await scheduler.runFor(10);
+    least = Math.min(least, control.windowBytes);
+  }
+  expect(least).toBeGreaterThan(2 * path.shape.bytesPerMs);
+});
+
 test("memory to memory, the window holds several long units", async () => {
   const { scheduler, measure, control } = begin({ rttMs: 0.05, bytesPerMs: 2_000_000 });
   await scheduler.runFor(500);
@@ -80,6 +91,19 @@ for (const [from, to] of [
   [
     { rttMs: 10, bytesPerMs: GIGABIT / 10 },
     { rttMs: 10, bytesPerMs: GIGABIT },
+  ],
+  // Where round trips are short there are no probes: a path that gets longer must be noticed all the same.
+  [
+    { rttMs: 0.2, bytesPerMs: GIGABIT },
+    { rttMs: 20, bytesPerMs: GIGABIT },
+  ],
+  [
+    { rttMs: 0.05, bytesPerMs: 16 * GIGABIT },
+    { rttMs: 10, bytesPerMs: GIGABIT },
+  ],
+  [
+    { rttMs: 0.2, bytesPerMs: GIGABIT },
+    { rttMs: 0.2, bytesPerMs: GIGABIT / 10 },
   ],
 ] as const) {
   const name = ({ rttMs, bytesPerMs }: PathShape): string => `${rttMs} ms and ${bytesPerMs / 125} Mb/s`;
