@@ -53,6 +53,8 @@ export default defineConfig({
     maxWorkers: inCi ? 2 : 4,
     testTimeout,
     hookTimeout: testTimeout,
+    // What is waited for happens, or the test hangs: how soon is the machine's affair.
+    expect: { poll: { timeout: inCi ? 60_000 : 10_000 } },
     coverage: { provider: "v8", include: ["src/**/*.ts"], reporter: ["text-summary", "html"] },
   },
 });

@@ -13,7 +13,7 @@ import { expectSoundDisk, filledDisk } from "../support/guest-disk.ts";
 import { holdOpening } from "../support/hold-opening.ts";
 import { LoopDevice } from "../support/loop-device.ts";
 import { makeImage } from "../support/patterns.ts";
-import { run } from "../support/run.ts";
+import { type RunResult, run } from "../support/run.ts";
 import { Prng, runSeed } from "../support/seed.ts";
 import { BLOCKFERRY } from "../support/serve-process.ts";
 import { type TempDir, tempDir } from "../support/temp-dir.ts";
@@ -215,9 +215,10 @@ itBoots(
     await scene.prepare({ autostart: true });
     const { guestA, rig } = scene;
     const link = await linkOf(scene.a);
-    const moved = scene.a.tryAsk("switchover", "--wait");
+    let moved: Promise<RunResult>;
     {
       await using held = await holdOpening(scene.a, rig.image("a", "vdb"));
+      moved = scene.a.tryAsk("switchover", "--wait");
       await expect.poll(() => guestPhase(scene.a), WAIT).toBe("starting");
       // All of it is over there, and its disks are not.
       await expect.poll(() => guestPhase(scene.b), WAIT).toMatch(/arrived|started/);

@@ -106,7 +106,7 @@ class Scene implements AsyncDisposable {
 for (const side of ["source", "destination"] as const) {
   itBoots([], `one order on the ${side} moves a guest at work, memory and disks, over one connection`, async () => {
     using folder = tempDir();
-    await using scene = new Scene(folder, { destFlags: ["--rate", "1M"] });
+    await using scene = new Scene(folder, { destFlags: ["--rate", "16K"] });
     for (const disk of DISKS) emptyDisk(scene.rig.image("a", disk));
     await scene.prepare();
     const { a, b, guestA, guestB } = scene;

@@ -42,7 +42,7 @@ async function move({ cut = false, kill = false } = {}): Promise<void> {
   await using line = await startLine({ target: parseAddress(await linkOf(sidecarA)), rttMs: 1 });
   await using guestA = await startGuest({ folder, name: "src", disks: disksAt(rig.socket("a")) });
   const working = Promise.all(DISKS.map((disk) => guestA.log.more("synced", 3, disk)));
-  const flags = ["--tunnel", `ram=unix:${far}`, "--rate", "1M", ...(cut || kill ? ["--mode", "postcopy"] : [])];
+  const flags = ["--tunnel", `ram=unix:${far}`, "--rate", "16K", ...(cut || kill ? ["--mode", "postcopy"] : [])];
   const address = cut ? addressOf(line) : await linkOf(sidecarA);
   await using first = await rig.dest(address, { flags });
   const incoming = `unix:${far}`;

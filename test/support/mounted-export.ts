@@ -72,7 +72,7 @@ export async function attachExport(socket: string, sizeBytes: number, folder: Te
     daemon.kill("SIGTERM");
     await ended;
   });
-  await expect.poll(() => statSync(file).size, { timeout: 5000 }).toBe(sizeBytes);
+  await expect.poll(() => statSync(file).size).toBe(sizeBytes);
   const device = (await runOk(["losetup", "--find", "--show", file])).trim();
   stack.defer(() => runOk(["losetup", "--detach", device]).then(() => undefined));
   return disposedWith(device, stack.move());

@@ -102,7 +102,7 @@ describe("stopping", () => {
     const asked = performance.now();
     server.signal("SIGINT");
     expect((await server.ended).code).toBe(130);
-    expect(performance.now() - asked).toBeLessThan(2500);
+    expect(performance.now() - asked).toBeLessThan(process.env["CI"] ? 30_000 : 2500);
     client.destroy();
   });
 

@@ -23,7 +23,7 @@ itWith(["fio", "nbdkit"], "random writes of odd sizes verify while the rest arri
   makeImage(folder.file("disk"), SIZE, [{ offset: 0, length: SIZE, salt: 21 }]);
   await using source = await nbdkit("-r", "file", folder.file("disk"));
   const place = placeIn(folder, source);
-  await using clone = await startClone({ ...place, flags: ["--rate=2M"] });
+  await using clone = await startClone({ ...place, flags: ["--rate=256K"] });
   const fixed = ["--name=job", "--ioengine=nbd", "--thread", "--output-format=json", `--randseed=${runSeed() + 1}`];
   const job = [
     "--rw=randwrite",

@@ -120,7 +120,8 @@ itWith(["nbdkit"], "set-speed holds over some seconds, at once and in both direc
     await letPass(clone, seconds);
     const bytes = (await diskOf(clone)).localBytes - begin.localBytes;
     const perSecond = (bytes * 1000) / (performance.now() - startMs);
-    expect(perSecond / rate).toBeGreaterThan(0.75);
+    // The promise is the upper bound: a disk that stands still for a while is not made up for.
+    expect(perSecond / rate).toBeGreaterThan(counts({ local: 0.75, ci: 0.45 }));
     expect(perSecond / rate).toBeLessThan(1.25);
   }
 });
@@ -134,7 +135,7 @@ describe("progress", () => {
     const args = [
       "clone",
       "--exit-when-hydrated",
-      "--rate=8M",
+      "--rate=4M",
       `--progress=${form}`,
       "-U",
       socket,

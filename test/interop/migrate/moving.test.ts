@@ -57,7 +57,7 @@ async function finish(guest: LiveGuest, dest: MigrationProcess, rig: Rig): Promi
 itSeeded("two disks move as one under a guest at work, over one TCP connection", async (rng) => {
   using folder = tempDir();
   const rig = new Rig(folder, ["vda", "vdb"]);
-  const { source, dest, guest } = await begin(rig, rng, ["--rate", "8M"]);
+  const { source, dest, guest } = await begin(rig, rng, ["--rate", "64K"]);
   await using _all = together(source, dest, guest);
   await guest.more(100);
   await switchOver(source, guest, rig);
