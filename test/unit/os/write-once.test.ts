@@ -42,6 +42,23 @@ describe("writes of what nobody will read soon", () => {
     await expect(file.write(0, Buffer.alloc(MIB), { once: true })).rejects.toMatchObject({ code: "EBADF" });
   });
 
+  test("go on beside syncs that leave no gap", async () => {
+    using dir = tempDir();
+    const path = dir.file("image");
+    writeFileSync(path, Buffer.alloc(0));
+    await using file = await new RealFiles(loaded).open({ path, writable: true });
+    let written = false;
+    const sync = async (): Promise<void> => {
+      while (!written) await file.dataSync();
+    };
+    const syncs = [sync(), sync(), sync()];
+    const offsets = Array.from({ length: 16 }, (_, index) => index * MIB);
+    await Promise.all(offsets.map((offset) => file.write(offset, pattern(offset, MIB), { once: true })));
+    written = true;
+    await Promise.all(syncs);
+    expect(readFileSync(path).equals(pattern(0, 16 * MIB))).toBe(true);
+  });
+
   describe("through the kernel's calls", () => {
     const native = (): NativeCalls => {
       if (loaded.state === "off") throw new Error(loaded.reason);
