@@ -12,11 +12,12 @@
  * so that the queue takes `TARGET`. Phases: `start` doubles each round, until that brings no more. `steady` scales.
  * `probe` lowers the window, for a round, below what fills the path: its queue drains, and `minRtt` is seen as it is. A
  * probe that finds much less than was known has not drained all of the queue, and one that finds much more may have met a
- * hiccup: another one follows. Beside `TARGET` a short `minRtt` need not be known better: no probes, unless cuts are in vain.
+ * hiccup: another one follows. Beside `TARGET` a short `minRtt` need not be known better: no probes then.
  *
  * A window that nobody waits for says nothing about the path: it stays.
  */
 import { fitUnit, UNIT_BYTES_START } from "./fetch-unit.ts";
+import type { WindowStatus } from "./hydration-parts.ts";
 import { MaxRate, MinRtt, newRound, type Round } from "./path-model.ts";
 
 /** How long the background may keep a demand read waiting in the queue: this part of a round trip, within these. */
@@ -84,15 +85,6 @@ interface Probe {
 }
 
 type Phase = "start" | "steady" | "probe";
-
-export interface WindowStatus {
-  readonly windowBytes: number;
-  readonly unitBytes: number;
-  /** Absent: unknown. */
-  readonly rttMs?: number;
-  readonly minRttMs?: number;
-  readonly bytesPerSecond: number;
-}
 
 export class WindowControl {
   readonly #minRtt = new MinRtt();
@@ -255,7 +247,8 @@ export class WindowControl {
     if (wanted < LONG_QUEUE) {
       this.#resize(Math.min(this.#windowBytes, this.#peakBytes * Math.max(LEAST_AT_ONCE, wanted)));
     }
-    if (this.#phase === "steady" && this.#isProbeDue(nowMs)) this.#beginProbe(nowMs, undefined);
+    if (this.#phase === "steady" && this.#isProbeDue(nowMs, this.#round.shortestOfAllMs))
+      this.#beginProbe(nowMs, undefined);
     else this.#begin(this.#phase, nowMs);
   }
 
@@ -263,7 +256,7 @@ export class WindowControl {
     this.#fitUnit();
     const rate = this.#rate.bytesPerMs;
     const grown = rate >= this.#full.bytesPerMs * GROWTH_MIN;
-    const queued = standingMs > this.#minRtt.ms + 2 * this.#targetMs;
+    const queued = this.#isLong(standingMs);
     this.#full = grown ? { bytesPerMs: rate, flatRounds: 0 } : { ...this.#full, flatRounds: this.#full.flatRounds + 1 };
     if (queued || this.#full.flatRounds >= FLAT_ROUNDS_MAX || this.#windowBytes === WINDOW_BYTES_MAX) {
       // How long the queue is by now nobody knows; what the path delivers is known.
@@ -278,7 +271,7 @@ export class WindowControl {
 
   #endSteadyRound(nowMs: number, standingMs: number): void {
     this.#fitUnit();
-    if (this.#isProbeDue(nowMs) || this.#wasCutInVain(standingMs)) {
+    if (this.#isProbeDue(nowMs, standingMs) || this.#wasCutInVain(standingMs)) {
       this.#beginProbe(nowMs, standingMs);
       return;
     }
@@ -317,8 +310,14 @@ export class WindowControl {
     return ratio > VAIN_PART && ratio < 1 / VAIN_PART;
   }
 
-  #isProbeDue(nowMs: number): boolean {
-    return !this.#isShort && nowMs - this.#probedMs >= PROBE_EVERY_MS;
+  /** `shortestMs`, of this round: what is longer than the queue explains has to be looked at, however short it once was. */
+  #isProbeDue(nowMs: number, shortestMs: number): boolean {
+    if (nowMs - this.#probedMs < PROBE_EVERY_MS) return false;
+    return !this.#isShort || this.#isLong(shortestMs);
+  }
+
+  #isLong(rttMs: number): boolean {
+    return rttMs > this.#minRtt.ms + 2 * this.#targetMs;
   }
 
   get #isShort(): boolean {

@@ -56,6 +56,41 @@ for (const { rttMs, least } of [
   });
 }
 
+test("a path that gets longer while little is asked for is known when more is", async () => {
+  const scheduler = new Scheduler(new Prng(runSeed(), "order"));
+  const path = new ModelledPath(scheduler, { rttMs: 0.2, bytesPerMs: GIGABIT });
+  const control = new WindowControl(scheduler.nowMs);
+  let all = true;
+  const ask = (waited: boolean): void => {
+    const sent = control.sent(scheduler.nowMs, control.unitBytes, waited);
+    void path.request(sent.bytes).then(() => {
+      control.received(scheduler.nowMs, sent);
+      if (all) pump();
+    });
+  };
+  const pump = (): void => {
+    while (control.admits(control.unitBytes)) ask(true);
+  };
+  const rarely = (): void => {
+    if (all) return;
+    if (control.admits(control.unitBytes)) ask(false);
+    scheduler.after(50, "a request", rarely);
+  };
+  pump();
+  await scheduler.runFor(2000);
+  all = false;
+  rarely();
+  await scheduler.runFor(3000);
+  path.shape = { rttMs: 20, bytesPerMs: GIGABIT };
+  await scheduler.runFor(5000);
+  all = true;
+  pump();
+  await scheduler.runFor(3000);
+  const before = path.deliveredBytes;
+  await scheduler.runFor(2000);
+  expect((path.deliveredBytes - before) / 2000 / GIGABIT).toBeGreaterThan(0.85);
+});
+
 test("a path with short round trips is never emptied to look how short they are", async () => {
   const { scheduler, path, control } = begin({ rttMs: 0.2, bytesPerMs: 8 * GIGABIT });
   await scheduler.runFor(1000);
