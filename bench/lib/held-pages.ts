@@ -11,6 +11,9 @@ const PROT_READ = 1;
 const MAP_SHARED = 1;
 const PAGE_BYTES = 4096;
 
+/** For a sample without: what it read may have come from the disk. */
+export const NOT_HELD = "the source could not be locked in memory";
+
 /**
  * Reads the ranges of the file and locks their pages in memory until disposed. Undefined where that cannot be done:
  * without koffi, or without the right to lock so much (RLIMIT_MEMLOCK, CAP_IPC_LOCK).

@@ -1,7 +1,7 @@
 /** How one sample of copying is taken. */
 import { mkdtemp, rm, stat } from "node:fs/promises";
 import { join } from "node:path";
-import { holdPages } from "../lib/held-pages.ts";
+import { holdPages, NOT_HELD } from "../lib/held-pages.ts";
 import { type NbdPeer, type ServedPort, serveTcp } from "../lib/peers.ts";
 import { settle, touchMemory, warm } from "../lib/prepare.ts";
 import { runTool } from "../lib/process.ts";
@@ -33,12 +33,12 @@ export async function measureCopy(copier: Copier, server: NbdPeer, disk: SourceD
   try {
     await settle(folder);
     for (const range of disk.data) await warm(disk.path, range);
-    using _held = await holdPages(disk.path, disk.data);
+    using held = await holdPages(disk.path, disk.data);
     await using source = await serveTcp(server, { image: disk.path, readOnly: true, directory: folder });
     await touchMemory(folder, disk.dataBytes * MEMORY_FACTOR);
     const measurement = await copyOnce(copier, source, { disk, folder });
     await source.stop();
-    return measurement;
+    return held === undefined ? { ...measurement, notes: [NOT_HELD] } : measurement;
   } finally {
     await rm(folder, { recursive: true });
   }

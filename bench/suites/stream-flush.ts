@@ -5,7 +5,7 @@
 import { mkdtemp, rm, stat } from "node:fs/promises";
 import { join } from "node:path";
 import { setTimeout as delay } from "node:timers/promises";
-import { holdPages } from "../lib/held-pages.ts";
+import { holdPages, NOT_HELD } from "../lib/held-pages.ts";
 import { NbdProbe } from "../lib/nbd-probe.ts";
 import { Pattern } from "../lib/pattern.ts";
 import { BUILT, LAUNCHER, NBDKIT, type ServedPort, serveTcp } from "../lib/peers.ts";
@@ -37,10 +37,11 @@ export async function measureFlushes(disk: SourceDisk, pattern: Pattern, times: 
   try {
     await settle(folder);
     for (const range of disk.data) await warm(disk.path, range);
-    using _held = await holdPages(disk.path, disk.data);
+    using held = await holdPages(disk.path, disk.data);
     await using source = await serveTcp(NBDKIT, { image: disk.path, readOnly: true, directory: folder });
     await touchMemory(folder, disk.dataBytes * 1.25);
-    return await flushBothWays(source, { disk, pattern, folder }, times);
+    const measurement = await flushBothWays(source, { disk, pattern, folder }, times);
+    return held === undefined ? { ...measurement, notes: [...(measurement.notes ?? []), NOT_HELD] } : measurement;
   } finally {
     await rm(folder, { recursive: true });
   }

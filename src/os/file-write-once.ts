@@ -31,7 +31,6 @@ export class OnceWriter {
   readonly #calls: NativeCalls;
   #kernelDrops: boolean;
   #underWay = 0;
-  #holds = 0;
   /** Callers bound it: each waits for its own write. */
   readonly #waiting: (() => void)[] = [];
 
@@ -47,36 +46,15 @@ export class OnceWriter {
     void this.#inTurn(offset, bytes).then(done);
   }
 
-  /**
-   * Until the returned function is called, no further write begins: those under way are all that a sync has to wait for. As
-   * many as may be at a time begin between one hold and the next, however short that is.
-   */
-  hold(): () => void {
-    this.#holds += 1;
-    return () => {
-      this.#holds -= 1;
-      if (this.#holds === 0) this.#admit();
-    };
-  }
-
   async #inTurn(offset: number, bytes: Uint8Array): Promise<Error | null> {
-    if (this.#holds > 0 || this.#underWay >= UNDER_WAY_MAX) {
-      await new Promise<void>((resolve) => this.#waiting.push(resolve));
-    } else this.#underWay += 1;
+    if (this.#underWay >= UNDER_WAY_MAX) await new Promise<void>((resolve) => this.#waiting.push(resolve));
+    else this.#underWay += 1;
     try {
       return (await this.#write(offset, bytes)) ?? (await this.#writeOut(offset, bytes.length));
     } finally {
-      this.#underWay -= 1;
-      if (this.#holds === 0) this.#admit();
-    }
-  }
-
-  #admit(): void {
-    while (this.#underWay < UNDER_WAY_MAX) {
       const next = this.#waiting.shift();
-      if (next === undefined) return;
-      this.#underWay += 1;
-      next();
+      if (next === undefined) this.#underWay -= 1;
+      else next();
     }
   }
 

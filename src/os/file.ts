@@ -88,8 +88,8 @@ export class RealFile implements File {
     this.#writesNow = writable && isLocal(kind, opened.fileSystem);
     this.#extents = calls && kind === "regular" ? new ExtentFinder(calls, fd, path) : undefined;
     this.#writeback = new FileWriteback(fd, { calls, budget });
+    this.#sync = new DataSync({ fd, path, writeback: this.#writeback });
     if (calls && kind === "regular") this.#onceWriter = new OnceWriter(fd, calls);
-    this.#sync = new DataSync({ fd, path, writeback: { syncStarts: () => this.#syncStarts() } });
     this.#lock = new ImageLock(opened, calls);
     this.features = {
       readNow: this.#readsNow,
@@ -281,16 +281,6 @@ export class RealFile implements File {
 
   async [Symbol.asyncDispose](): Promise<void> {
     await this.close();
-  }
-
-  /** Of each fdatasync, not of each who asks for one: between two of them writes begin, however many ask. */
-  #syncStarts(): (succeeded: boolean) => void {
-    const ended = this.#writeback.syncStarts();
-    const release = this.#onceWriter?.hold();
-    return (succeeded) => {
-      ended(succeeded);
-      release?.();
-    };
   }
 
   async #currentSize(): Promise<number> {

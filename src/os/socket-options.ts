@@ -47,10 +47,10 @@ export class SocketOptions {
   }
 
   /**
-   * Has TCP offer its peer a window of 1 MiB at once. It begins with 64 KiB, and widens that by what is read within a round
-   * trip: on short paths this takes seconds, in which the peer waits for us nine tenths of the time. A low-water mark makes
-   * the kernel provide for it, and goes on widening where a path is long, which SO_RCVBUF would end; the mark itself is
-   * taken back.
+   * Has TCP provide for 1 MiB at once, into which the window it offers grows as bytes arrive. By itself it has room for 64 KiB,
+   * and makes more by what is read within a round trip: on short paths that takes half a second, in which the peer waits for
+   * us nine tenths of the time. A low-water mark makes the room, and leaves the kernel free to make more where a path is
+   * long, which SO_RCVBUF would end; the mark itself is taken back.
    */
   widenReceive(fd: number): void {
     this.#set(fd, SOL_SOCKET, SO_RCVLOWAT, RECEIVE_BYTES);

@@ -12,7 +12,7 @@
  * so that the queue takes `TARGET`. Phases: `start` doubles each round, until that brings no more. `steady` scales.
  * `probe` lowers the window, for a round, below what fills the path: its queue drains, and `minRtt` is seen as it is. A
  * probe that finds much less than was known has not drained all of the queue, and one that finds much more may have met a
- * hiccup: another one follows. Beside `TARGET` a short `minRtt` need not be known better: no probes then.
+ * hiccup: another one follows. Where `minRtt` is short beside `TARGET` they come rarely.
  *
  * A window that nobody waits for says nothing about the path: it stays.
  */
@@ -32,8 +32,8 @@ const PROBE_PART = 0.75;
 /** A probe that finds less, or more, of what was known than these parts is followed by another one. */
 const PROBE_SURPRISE = { lower: 0.9, higher: 1.25 };
 const PROBES_MAX = 8;
-/** Of the target, that a round trip is short beside. */
-const SHORT_PART = 1 / 4;
+/** Beside the target, a round trip of this part of it is short, and hardly worth a probe. */
+const SHORT = { part: 1 / 4, probeEveryMs: 5000 };
 /** A probe of more round trips, and this besides, has drained a long queue: the path has become slower. */
 const DRAIN = { rtts: 3, ms: 32 };
 /** Of what came while it drained, which may not have filled the path to the end. */
@@ -312,8 +312,8 @@ export class WindowControl {
 
   /** `shortestMs`, of this round: what is longer than the queue explains has to be looked at, however short it once was. */
   #isProbeDue(nowMs: number, shortestMs: number): boolean {
-    if (nowMs - this.#probedMs < PROBE_EVERY_MS) return false;
-    return !this.#isShort || this.#isLong(shortestMs);
+    const rarely = this.#isShort && !this.#isLong(shortestMs);
+    return nowMs - this.#probedMs >= (rarely ? SHORT.probeEveryMs : PROBE_EVERY_MS);
   }
 
   #isLong(rttMs: number): boolean {
@@ -321,7 +321,7 @@ export class WindowControl {
   }
 
   get #isShort(): boolean {
-    return this.#minRtt.ms < SHORT_PART * this.#targetMs;
+    return this.#minRtt.ms < SHORT.part * this.#targetMs;
   }
 
   /** `standingMs` undefined: the window is not used, and stays. */

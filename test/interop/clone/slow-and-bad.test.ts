@@ -21,7 +21,8 @@ import { itWith } from "../../support/tools.ts";
 import { KiB, MiB } from "../serve/layout.ts";
 
 itWith(["nbdkit"], "a demand read waits for about one delay while the background is saturated", async () => {
-  const delayMs = 200;
+  // Much longer than what a busy machine adds.
+  const delayMs = counts({ local: 200, ci: 1000 });
   // Two of a connection's requests at a time: behind the background's window of eight it would be five delays.
   const slow = ["--threads=2", "--filter=delay", "pattern", "64M", `rdelay=${delayMs}ms`];
   await using source = await nbdkit(...slow);
@@ -38,7 +39,7 @@ itWith(["nbdkit"], "a demand read waits for about one delay while the background
   }
   const median = waitsMs.sort((a, b) => a - b)[Math.floor(waitsMs.length / 2)] ?? 0;
   expect(median).toBeGreaterThanOrEqual(delayMs * 0.9);
-  expect(median, waitsMs.join(" ")).toBeLessThan(4.5 * delayMs);
+  expect(median, waitsMs.join(" ")).toBeLessThan(2.5 * delayMs);
 });
 
 const BAD = [

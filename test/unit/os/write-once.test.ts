@@ -42,23 +42,6 @@ describe("writes of what nobody will read soon", () => {
     await expect(file.write(0, Buffer.alloc(MIB), { once: true })).rejects.toMatchObject({ code: "EBADF" });
   });
 
-  test("go on beside syncs that leave no gap", async () => {
-    using dir = tempDir();
-    const path = dir.file("image");
-    writeFileSync(path, Buffer.alloc(0));
-    await using file = await new RealFiles(loaded).open({ path, writable: true });
-    let written = false;
-    const sync = async (): Promise<void> => {
-      while (!written) await file.dataSync();
-    };
-    const syncs = [sync(), sync(), sync()];
-    const offsets = Array.from({ length: 16 }, (_, index) => index * MIB);
-    await Promise.all(offsets.map((offset) => file.write(offset, pattern(offset, MIB), { once: true })));
-    written = true;
-    await Promise.all(syncs);
-    expect(readFileSync(path).equals(pattern(0, 16 * MIB))).toBe(true);
-  });
-
   describe("through the kernel's calls", () => {
     const native = (): NativeCalls => {
       if (loaded.state === "off") throw new Error(loaded.reason);
@@ -103,39 +86,6 @@ describe("writes of what nobody will read soon", () => {
       held[0]?.(0);
       const outcomes = await Promise.all(writes);
       expect(outcomes.filter((error) => error !== null)).toMatchObject([{ code: "EIO" }]);
-    });
-
-    test("begin no more while they are held, and some between two holds however short", async () => {
-      using dir = tempDir();
-      writeFileSync(dir.file("image"), Buffer.alloc(0));
-      const calls = native();
-      const begun: number[] = [];
-      const held: ((result: number) => void)[] = [];
-      calls.writeOut = (_fd, offset) => {
-        begun.push(offset / MIB);
-        return new Promise((resolve) => held.push(resolve));
-      };
-      const writer = new OnceWriter(openSync(dir.file("image"), "r+"), calls);
-      const first = write(writer, 0);
-      await expect.poll(() => begun).toEqual([0]);
-      const release = [writer.hold(), writer.hold()];
-      const writes = [1, 2, 3].map((index) => write(writer, index * MIB));
-      held.shift()?.(0);
-      expect(await first).toBeNull();
-      release[0]?.();
-      for (let turn = 0; turn < 50; turn++) await new Promise(setImmediate);
-      expect(begun).toEqual([0]);
-      release[1]?.();
-      const again = writer.hold();
-      await expect.poll(() => begun.toSorted()).toEqual([0, 1, 2]);
-      for (const done of held.splice(0)) done(0);
-      await Promise.all(writes.slice(0, 2));
-      for (let turn = 0; turn < 50; turn++) await new Promise(setImmediate);
-      expect(begun).toHaveLength(3);
-      again();
-      await expect.poll(() => held.length).toBe(1);
-      held[0]?.(0);
-      expect(await Promise.all(writes)).toEqual([null, null, null]);
     });
   });
 });

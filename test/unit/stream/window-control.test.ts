@@ -91,7 +91,7 @@ test("a path that gets longer while little is asked for is known when more is", 
   expect((path.deliveredBytes - before) / 2000 / GIGABIT).toBeGreaterThan(0.85);
 });
 
-test("a path with short round trips is never emptied to look how short they are", async () => {
+test("a path with short round trips is seldom emptied to look how short they are", async () => {
   const { scheduler, path, control } = begin({ rttMs: 0.2, bytesPerMs: 8 * GIGABIT });
   await scheduler.runFor(1000);
   let least = Infinity;
@@ -127,7 +127,7 @@ for (const [from, to] of [
     { rttMs: 10, bytesPerMs: GIGABIT / 10 },
     { rttMs: 10, bytesPerMs: GIGABIT },
   ],
-  // Where round trips are short there are no probes: a path that gets longer must be noticed all the same.
+  // Where round trips are short, probes are rare: a path that gets longer must be noticed all the same.
   [
     { rttMs: 0.2, bytesPerMs: GIGABIT },
     { rttMs: 20, bytesPerMs: GIGABIT },
@@ -149,6 +149,25 @@ for (const [from, to] of [
     await scheduler.runFor(3000);
     const { full, queueMs } = await measure(2000);
     expect(full).toBeGreaterThan(0.85);
+    expect(queueMs).toBeLessThan(10);
+  });
+}
+
+for (const { from, to, gigabits } of [
+  { from: 0.2, to: 4, gigabits: 1 },
+  { from: 0.2, to: 6, gigabits: 1 },
+  { from: 0.2, to: 7.5, gigabits: 1 },
+  { from: 0.5, to: 6, gigabits: 2.5 },
+  { from: 0.1, to: 6, gigabits: 8 },
+]) {
+  test(`a short path of ${gigabits} Gb/s that gets no longer than a queue, ${from} to ${to} ms, is followed`, async () => {
+    const bytesPerMs = gigabits * GIGABIT;
+    const { scheduler, path, measure } = begin({ rttMs: from, bytesPerMs });
+    await scheduler.runFor(3000);
+    path.shape = { rttMs: to, bytesPerMs };
+    await scheduler.runFor(8000);
+    const { full, queueMs } = await measure(3000);
+    expect(full).toBeGreaterThan(0.9);
     expect(queueMs).toBeLessThan(10);
   });
 }
