@@ -118,5 +118,13 @@ function humanBytes(bytes: number): string {
   let value = bytes;
   let unit = 0;
   for (; value >= 1000 && unit < UNITS.length - 1; unit++) value /= 1024;
-  return `${Number(value.toPrecision(3))} ${UNITS[unit]}`;
+  return `${threeDigits(value)} ${UNITS[unit]}`;
+}
+
+/** As C's `%.3g` rounds: a half goes to the even digit, where `toPrecision` takes the larger one. */
+function threeDigits(value: number): number {
+  const scale = 10 ** (2 - Math.floor(Math.log10(Math.max(value, 1))));
+  const whole = Math.floor(value * scale);
+  const isHalf = value * scale - whole === 0.5;
+  return isHalf && whole % 2 === 0 ? whole / scale : Number(value.toPrecision(3));
 }

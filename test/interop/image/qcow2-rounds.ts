@@ -150,6 +150,8 @@ export async function qemuWrites(world: Qcow2World, count: number): Promise<void
   const commands: string[] = [];
   const discarded: Operation[] = [];
   const free = await unallocated(world);
+  /** What was done since the first compressed write. */
+  let compressed: "nothing" | "only" | "and other things" = "nothing";
   for (let turn = 0; turn < count; turn++) {
     const operation = draw(world);
     const { kind, offset, length, byte } = operation;
@@ -162,10 +164,12 @@ export async function qemuWrites(world: Qcow2World, count: number): Promise<void
       discarded.push(operation);
     }
     const { clusterBytes } = shape;
-    if (kind === "compress" && free.has(offset / clusterBytes)) {
+    // QEMU (7.2) goes on behind the last compressed data, even when they were freed since and somebody else's are there now.
+    if (kind === "compress" && compressed !== "and other things" && free.has(offset / clusterBytes)) {
       commands.push("-c", `write -c -P ${byte} ${offset} ${length}`);
       model.fill(byte, offset, end);
-    }
+      compressed = "only";
+    } else if (compressed === "only" && kind !== "compress") compressed = "and other things";
     if (kind === "write") model.fill(byte, offset, end);
     if (kind === "zero") model.fill(0, offset, end);
     for (let cluster = Math.floor(offset / clusterBytes); cluster * clusterBytes < end; cluster++) free.delete(cluster);

@@ -40,6 +40,22 @@ test("info is told in the words and the order of qemu-img", async () => {
 `);
 });
 
+test("sizes are rounded as qemu-img rounds them, a half to the even digit", async () => {
+  const said = async (sizeBytes: number): Promise<string | undefined> => {
+    const files = new FakeFiles();
+    files.add(PATH, sizeBytes);
+    return /virtual size: (.*) \(/.exec(renderInfo(await imageInfo({ files }, { path: PATH })))?.[1];
+  };
+  expect(await said(1.125 * MIB)).toBe("1.12 MiB");
+  expect(await said(1.375 * MIB)).toBe("1.38 MiB");
+  expect(await said(12.25 * MIB)).toBe("12.2 MiB");
+  expect(await said(12.75 * MIB)).toBe("12.8 MiB");
+  expect(await said(100.5 * MIB)).toBe("100 MiB");
+  expect(await said(101.5 * MIB)).toBe("102 MiB");
+  expect(await said(1000 * 1000)).toBe("977 KiB");
+  expect(await said(512)).toBe("512 B");
+});
+
 test("info says when a format was nobody's choice", async () => {
   const files = new FakeFiles();
   files.add("/vm/disk", 1000);
