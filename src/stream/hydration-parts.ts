@@ -5,6 +5,7 @@ import type { Clock } from "../env/clock.ts";
 import type { ClusterRange } from "./cluster-range.ts";
 import type { Order } from "./order.ts";
 import type { SourceState } from "./source-session.ts";
+import type { WindowStatus } from "./window-control.ts";
 
 /** What is hydrated. `Overlay` is one. Errors that the source answered come as `SourceAnsweredError`. */
 export interface HydrationTarget {
@@ -27,16 +28,6 @@ export interface HydrationSource {
   onState(listener: (state: SourceState) => void): () => void;
   extents(offset: number, length: number, countMax: number): Promise<Extent[]>;
   close(): Promise<void>;
-}
-
-/** What a window is, and why. */
-export interface WindowStatus {
-  readonly windowBytes: number;
-  readonly unitBytes: number;
-  /** Absent: unknown. */
-  readonly rttMs?: number;
-  readonly minRttMs?: number;
-  readonly bytesPerSecond: number;
 }
 
 /** How much is fetched at a time, where somebody else counts the bytes under way. `SendWindow` is one. */

@@ -1,11 +1,11 @@
 /** How far hydration is, as plain data: for a status display, an event, a log line. Bytes, milliseconds. */
 import type { Clock } from "../env/clock.ts";
 import type { FailedRange } from "./failed-ranges.ts";
-import type { WindowStatus } from "./hydration-parts.ts";
 import type { HydrationState } from "./hydration-states.ts";
 import type { SourceState } from "./source-session.ts";
 import type { SlowReason } from "./standstill.ts";
 import { Throughput } from "./throughput.ts";
+import type { WindowStatus } from "./window-control.ts";
 
 /**
  * Why nothing moves. `operator`: paused. `connecting`: for the first time, and no attempt has failed yet. `source`: it is

@@ -10,9 +10,9 @@
 import type { Chaos } from "../env/chaos.ts";
 import type { Clock } from "../env/clock.ts";
 import { UNIT_BYTES_MAX } from "./fetch-unit.ts";
-import type { Pace, WindowStatus } from "./hydration-parts.ts";
+import type { Pace } from "./hydration-parts.ts";
 import { NO_PRESSURE, type Pressure } from "./pressure.ts";
-import { type Sent, WindowControl } from "./window-control.ts";
+import { type Sent, WindowControl, type WindowStatus } from "./window-control.ts";
 
 export type Lane = "read-ahead" | "hydration";
 

@@ -12,12 +12,11 @@
  * so that the queue takes `TARGET`. Phases: `start` doubles each round, until that brings no more. `steady` scales.
  * `probe` lowers the window, for a round, below what fills the path: its queue drains, and `minRtt` is seen as it is. A
  * probe that finds much less than was known has not drained all of the queue, and one that finds much more may have met a
- * hiccup: another one follows. Where `minRtt` is short beside `TARGET` they come rarely.
+ * hiccup: another one follows.
  *
  * A window that nobody waits for says nothing about the path: it stays.
  */
 import { fitUnit, UNIT_BYTES_START } from "./fetch-unit.ts";
-import type { WindowStatus } from "./hydration-parts.ts";
 import { MaxRate, MinRtt, newRound, type Round } from "./path-model.ts";
 
 /** How long the background may keep a demand read waiting in the queue: this part of a round trip, within these. */
@@ -32,8 +31,6 @@ const PROBE_PART = 0.75;
 /** A probe that finds less, or more, of what was known than these parts is followed by another one. */
 const PROBE_SURPRISE = { lower: 0.9, higher: 1.25 };
 const PROBES_MAX = 8;
-/** Beside the target, a round trip of this part of it is short, and hardly worth a probe. */
-const SHORT = { part: 1 / 4, probeEveryMs: 5000 };
 /** A probe of more round trips, and this besides, has drained a long queue: the path has become slower. */
 const DRAIN = { rtts: 3, ms: 32 };
 /** Of what came while it drained, which may not have filled the path to the end. */
@@ -85,6 +82,15 @@ interface Probe {
 }
 
 type Phase = "start" | "steady" | "probe";
+
+export interface WindowStatus {
+  readonly windowBytes: number;
+  readonly unitBytes: number;
+  /** Absent: unknown. */
+  readonly rttMs?: number;
+  readonly minRttMs?: number;
+  readonly bytesPerSecond: number;
+}
 
 export class WindowControl {
   readonly #minRtt = new MinRtt();
@@ -247,8 +253,8 @@ export class WindowControl {
     if (wanted < LONG_QUEUE) {
       this.#resize(Math.min(this.#windowBytes, this.#peakBytes * Math.max(LEAST_AT_ONCE, wanted)));
     }
-    if (this.#phase === "steady" && this.#isProbeDue(nowMs, this.#round.shortestOfAllMs))
-      this.#beginProbe(nowMs, undefined);
+    const due = this.#phase === "steady" && nowMs - this.#probedMs >= PROBE_EVERY_MS;
+    if (due) this.#beginProbe(nowMs, undefined);
     else this.#begin(this.#phase, nowMs);
   }
 
@@ -256,13 +262,12 @@ export class WindowControl {
     this.#fitUnit();
     const rate = this.#rate.bytesPerMs;
     const grown = rate >= this.#full.bytesPerMs * GROWTH_MIN;
-    const queued = this.#isLong(standingMs);
+    const queued = standingMs > this.#minRtt.ms + 2 * this.#targetMs;
     this.#full = grown ? { bytesPerMs: rate, flatRounds: 0 } : { ...this.#full, flatRounds: this.#full.flatRounds + 1 };
     if (queued || this.#full.flatRounds >= FLAT_ROUNDS_MAX || this.#windowBytes === WINDOW_BYTES_MAX) {
       // How long the queue is by now nobody knows; what the path delivers is known.
       this.#resize(rate * (this.#minRtt.ms + this.#targetMs));
-      if (this.#isShort) this.#begin("steady", nowMs);
-      else this.#beginProbe(nowMs, this.#minRtt.ms + this.#targetMs);
+      this.#beginProbe(nowMs, this.#minRtt.ms + this.#targetMs);
       return;
     }
     this.#resize(this.#windowBytes * 2);
@@ -271,7 +276,7 @@ export class WindowControl {
 
   #endSteadyRound(nowMs: number, standingMs: number): void {
     this.#fitUnit();
-    if (this.#isProbeDue(nowMs, standingMs) || this.#wasCutInVain(standingMs)) {
+    if (nowMs - this.#probedMs >= PROBE_EVERY_MS || this.#wasCutInVain(standingMs)) {
       this.#beginProbe(nowMs, standingMs);
       return;
     }
@@ -287,7 +292,7 @@ export class WindowControl {
     if (wanted < LONG_QUEUE) this.#resize(before * Math.max(LEAST_AT_ONCE, wanted));
     else {
       const floor = Math.min(before, FLOOR_PART * this.#rate.bytesPerMs * standingMs);
-      this.#resize(Math.max(floor, before * Math.min(CHANGE.most, Math.max(CHANGE.least, factor))));
+      this.#resize(Math.max(floor, before * limited(factor)));
     }
     const longer = this.#cut !== undefined && standingMs > this.#cut.standingMs / VAIN_PART;
     if (this.#windowBytes >= before) this.#cut = undefined;
@@ -308,20 +313,6 @@ export class WindowControl {
     if (this.#cut === undefined || this.#windowBytes > VAIN_CUT * this.#cut.windowBytes) return false;
     const ratio = standingMs / this.#cut.standingMs;
     return ratio > VAIN_PART && ratio < 1 / VAIN_PART;
-  }
-
-  /** `shortestMs`, of this round: what is longer than the queue explains has to be looked at, however short it once was. */
-  #isProbeDue(nowMs: number, shortestMs: number): boolean {
-    const rarely = this.#isShort && !this.#isLong(shortestMs);
-    return nowMs - this.#probedMs >= (rarely ? SHORT.probeEveryMs : PROBE_EVERY_MS);
-  }
-
-  #isLong(rttMs: number): boolean {
-    return rttMs > this.#minRtt.ms + 2 * this.#targetMs;
-  }
-
-  get #isShort(): boolean {
-    return this.#minRtt.ms < SHORT.part * this.#targetMs;
   }
 
   /** `standingMs` undefined: the window is not used, and stays. */
@@ -396,4 +387,8 @@ export class WindowControl {
     this.#rounds += 1;
     this.#round = newRound(nowMs);
   }
+}
+
+function limited(factor: number): number {
+  return Math.min(CHANGE.most, Math.max(CHANGE.least, factor));
 }

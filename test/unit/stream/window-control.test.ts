@@ -56,52 +56,6 @@ for (const { rttMs, least } of [
   });
 }
 
-test("a path that gets longer while little is asked for is known when more is", async () => {
-  const scheduler = new Scheduler(new Prng(runSeed(), "order"));
-  const path = new ModelledPath(scheduler, { rttMs: 0.2, bytesPerMs: GIGABIT });
-  const control = new WindowControl(scheduler.nowMs);
-  let all = true;
-  const ask = (waited: boolean): void => {
-    const sent = control.sent(scheduler.nowMs, control.unitBytes, waited);
-    void path.request(sent.bytes).then(() => {
-      control.received(scheduler.nowMs, sent);
-      if (all) pump();
-    });
-  };
-  const pump = (): void => {
-    while (control.admits(control.unitBytes)) ask(true);
-  };
-  const rarely = (): void => {
-    if (all) return;
-    if (control.admits(control.unitBytes)) ask(false);
-    scheduler.after(50, "a request", rarely);
-  };
-  pump();
-  await scheduler.runFor(2000);
-  all = false;
-  rarely();
-  await scheduler.runFor(3000);
-  path.shape = { rttMs: 20, bytesPerMs: GIGABIT };
-  await scheduler.runFor(5000);
-  all = true;
-  pump();
-  await scheduler.runFor(3000);
-  const before = path.deliveredBytes;
-  await scheduler.runFor(2000);
-  expect((path.deliveredBytes - before) / 2000 / GIGABIT).toBeGreaterThan(0.85);
-});
-
-test("a path with short round trips is seldom emptied to look how short they are", async () => {
-  const { scheduler, path, control } = begin({ rttMs: 0.2, bytesPerMs: 8 * GIGABIT });
-  await scheduler.runFor(1000);
-  let least = Infinity;
-  for (let step = 0; step < 300; step++) {
-    await scheduler.runFor(10);
-    least = Math.min(least, control.windowBytes);
-  }
-  expect(least).toBeGreaterThan(2 * path.shape.bytesPerMs);
-});
-
 test("memory to memory, the window holds several long units", async () => {
   const { scheduler, measure, control } = begin({ rttMs: 0.05, bytesPerMs: 2_000_000 });
   await scheduler.runFor(500);
@@ -127,19 +81,6 @@ for (const [from, to] of [
     { rttMs: 10, bytesPerMs: GIGABIT / 10 },
     { rttMs: 10, bytesPerMs: GIGABIT },
   ],
-  // Where round trips are short, probes are rare: a path that gets longer must be noticed all the same.
-  [
-    { rttMs: 0.2, bytesPerMs: GIGABIT },
-    { rttMs: 20, bytesPerMs: GIGABIT },
-  ],
-  [
-    { rttMs: 0.05, bytesPerMs: 16 * GIGABIT },
-    { rttMs: 10, bytesPerMs: GIGABIT },
-  ],
-  [
-    { rttMs: 0.2, bytesPerMs: GIGABIT },
-    { rttMs: 0.2, bytesPerMs: GIGABIT / 10 },
-  ],
 ] as const) {
   const name = ({ rttMs, bytesPerMs }: PathShape): string => `${rttMs} ms and ${bytesPerMs / 125} Mb/s`;
   test(`a change from ${name(from)} to ${name(to)} is followed within 3 seconds`, async () => {
@@ -149,25 +90,6 @@ for (const [from, to] of [
     await scheduler.runFor(3000);
     const { full, queueMs } = await measure(2000);
     expect(full).toBeGreaterThan(0.85);
-    expect(queueMs).toBeLessThan(10);
-  });
-}
-
-for (const { from, to, gigabits } of [
-  { from: 0.2, to: 4, gigabits: 1 },
-  { from: 0.2, to: 6, gigabits: 1 },
-  { from: 0.2, to: 7.5, gigabits: 1 },
-  { from: 0.5, to: 6, gigabits: 2.5 },
-  { from: 0.1, to: 6, gigabits: 8 },
-]) {
-  test(`a short path of ${gigabits} Gb/s that gets no longer than a queue, ${from} to ${to} ms, is followed`, async () => {
-    const bytesPerMs = gigabits * GIGABIT;
-    const { scheduler, path, measure } = begin({ rttMs: from, bytesPerMs });
-    await scheduler.runFor(3000);
-    path.shape = { rttMs: to, bytesPerMs };
-    await scheduler.runFor(8000);
-    const { full, queueMs } = await measure(3000);
-    expect(full).toBeGreaterThan(0.9);
     expect(queueMs).toBeLessThan(10);
   });
 }
